@@ -1,0 +1,67 @@
+# The two commands are `make book` and `make test`; each starts from a bare machine with Python 3.11+ and git.
+PROFILE ?= demo
+PYTHON ?= python3
+CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+VENV := .venv
+RUN := $(VENV)/bin/python
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.DEFAULT_GOAL := help
+.PHONY: help book smoke test pages lint data bench lab run lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+book: $(VENV)/.ready  ## run the chapters and render the book (PROFILE=smoke, demo or paper)
+	@$(RUN) workflow/build.py --profile $(PROFILE) --cores $(CORES)
+
+smoke:  ## the book at its smallest, in minutes
+	@$(MAKE) --no-print-directory book PROFILE=smoke
+
+test: $(VENV)/.ready lint  ## check style and run the tests
+	@echo "Running the tests."
+	@$(RUN) -m pytest -q -n auto
+
+lint: $(VENV)/.ready
+	@echo "Checking style and spelling of code and chapters."
+	@$(RUN) workflow/lint.py
+
+pages: $(VENV)/.ready  ## look at the rendered pages of PROFILE in headless Chromium, without a network
+	@$(RUN) -m pytest -q tests/pages.py --profile-built $(PROFILE)
+
+data: $(VENV)/.ready  ## fetch all data sets, with checksums
+	@$(RUN) -m cropnb.data
+
+bench: $(VENV)/.ready  ## measure, as ratios in one run
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(RUN) $$file || exit 1; done
+
+lab: $(VENV)/.ready  ## open the chapters in JupyterLab
+	@$(VENV)/bin/jupyter lab notebooks
+
+run: $(VENV)/.ready  ## one chapter: make run CHAPTER=18_real_fields PARAMS="seed=3 folds=5"
+	@mkdir -p _build/reruns/executed
+	@$(RUN) workflow/run_chapter.py notebooks/$(CHAPTER).md _build/reruns/executed/$(CHAPTER).ipynb $(PARAMS)
+	@echo "Executed notebook: _build/reruns/executed/$(CHAPTER).ipynb"
+
+lock:  ## pin the dependencies of pyproject.toml anew
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url \
+	  --no-annotate --custom-compile-command "make lock" --upgrade -q -o requirements.txt
+
+clean:  ## remove everything generated but the data cache
+	rm -rf $(VENV) $(filter-out _build/data,$(wildcard _build/*)) .snakemake
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+	  echo "cropnb needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12"; exit 1; }
+	@if command -v uv >/dev/null; then \
+	  echo "Installing the pinned packages into $(VENV) with uv."; \
+	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv pip install -q --python $(VENV) --no-deps -r requirements.txt && \
+	  uv pip install -q --python $(VENV) --no-deps -e .; \
+	else \
+	  echo "Installing the pinned packages into $(VENV) with pip; this takes some minutes."; \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(RUN) -m pip install -q --disable-pip-version-check --no-deps -r requirements.txt && \
+	  $(RUN) -m pip install -q --disable-pip-version-check --no-deps -e .; \
+	fi
+	@touch $@
