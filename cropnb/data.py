@@ -1,0 +1,274 @@
+"""Real data with checksums: `fetch` gives the verified local files of a dataset in `data_manifest.yaml`.
+
+Files live in a cache, `_build/data` or the folder that `$CROPNB_DATA` names, as `<dataset>/<path>`.
+Where `$CROPNB_OFFLINE` is set, the network is left alone.
+"""
+
+import difflib
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urljoin, urlsplit
+
+import pooch
+import requests
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "data_manifest.yaml"
+TIMEOUT = (3, 10)  # seconds to connect, and between two pieces of an answer
+
+
+class DataUnavailable(RuntimeError):  # noqa: N818, a state of the cache more than an error
+    """A file is not in the cache, whole and right, and could not be brought there."""
+
+
+def _check_path(path: str) -> str:
+    # Parts start with a letter, digit or underscore: no room for "..", roots, drives and hidden files.
+    if not re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", path, re.ASCII):
+        raise ValueError(f"{path!r} could leave the cache; write folder/name in letters, digits and _.+=-")
+    return path
+
+
+def _check_sha256(sha256: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError(f"{sha256!r} has {len(sha256)} characters and should be 64 hexadecimal digits, lower case")
+    return sha256
+
+
+def _check_address(address: str) -> None:
+    parts = urlsplit(address)
+    # Plain http is for a server on this very machine, as the tests use it.
+    local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
+    if not parts.hostname or not (parts.scheme == "https" or local):
+        raise ValueError(f"the url {address!r} should start with https://")
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataFile(_Entry):
+    """A file: `path` below the dataset's folder, `url` where its address does not simply end in `path`."""
+
+    path: Annotated[str, AfterValidator(_check_path)]
+    url: str = ""
+    sha256: Annotated[str, AfterValidator(_check_sha256)]
+    bytes: PositiveInt
+
+
+class Dataset(_Entry):
+    """What a dataset is, its licence and citation, its files and the address that theirs start from."""
+
+    what: str = Field(min_length=1)
+    licence: str = Field(min_length=1)
+    citation: str = Field(min_length=1)
+    url: str
+    files: list[DataFile] = Field(min_length=1)
+
+    def address(self, file: DataFile) -> str:
+        """Where `file` is downloaded from."""
+        return urljoin(self.url, file.url or file.path)
+
+    @model_validator(mode="after")
+    def _check(self):
+        seen = set()
+        for file in self.files:
+            _check_address(self.address(file))
+            if file.path.casefold() in seen:  # names that differ in case are one file on some disks
+                raise ValueError(f"the path {file.path!r} is there twice; keep one")
+            seen.add(file.path.casefold())
+        return self
+
+
+class Manifest(_Entry):
+    """The datasets by name."""
+
+    version: Literal[1]
+    datasets: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], Dataset]
+
+
+def _sentence(path: Path, error: ValidationError) -> str:
+    first, *others = error.errors()
+    place, key = [str(path)], list(first["loc"])
+    if key[:1] == ["datasets"] and len(key) > 1:
+        place, key = [*place, f"dataset {key[1]!r}"], key[2:]
+    if key[:1] == ["files"] and len(key) > 1:
+        place, key = [*place, f"file {key[1] + 1}"], key[2:]
+    place += [f"key {key[0]!r}"] if key else []
+    problem = "missing, add it" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    return f"{', '.join(place)}: {problem}{f' (and {len(others)} more)' if others else ''}."
+
+
+def load_manifest(path: str | Path = MANIFEST) -> Manifest:
+    """Read and check a manifest.
+
+    Raises FileNotFoundError where there is none, ValueError with a sentence that names file, dataset and key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no manifest {path}; run from the root of the repository.")
+    try:
+        return Manifest.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    except ValidationError as error:
+        raise ValueError(_sentence(path, error)) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}.") from None
+
+
+def cache_dir() -> Path:
+    """The folder of the cache: `$CROPNB_DATA`, or `_build/data`."""
+    return Path(os.environ.get("CROPNB_DATA") or "_build/data").expanduser()
+
+
+def fetch(
+    name: str, *, manifest: str | Path = MANIFEST, cache: str | Path | None = None, progress: bool = False
+) -> dict[str, Path]:
+    """Local files of a dataset, each checked against its SHA-256; what is missing is downloaded.
+
+    Keys are the paths below the dataset's folder, as the manifest writes them. A cache that holds the files
+    is only read. A wrong file in the cache is kept as `<name>.wrong-<first 8 digits>` and downloaded again.
+    Raises ValueError for an unknown dataset, DataUnavailable where a file cannot be had.
+    """
+    dataset, cache = _dataset(name, manifest), Path(cache or cache_dir()).resolve()
+    return {file.path: _obtain(name, dataset, file, cache, progress) for file in dataset.files}
+
+
+def is_available(name: str, *, manifest: str | Path = MANIFEST, cache: str | Path | None = None) -> bool:
+    """Whether every file of a dataset is in the cache and right; changes nothing, uses no network."""
+    dataset, cache = _dataset(name, manifest), Path(cache or cache_dir()).resolve()
+    try:
+        return all(_sha256(_place(cache, name, file)) == file.sha256 for file in dataset.files)
+    except (DataUnavailable, OSError):
+        return False
+
+
+def _dataset(name: str, manifest: str | Path) -> Dataset:
+    datasets = load_manifest(manifest).datasets
+    if name not in datasets:
+        near = "".join(f" (did you mean {n!r}?)" for n in difflib.get_close_matches(name, datasets, n=1))
+        raise ValueError(f"There is no dataset {name!r} in {manifest}{near}; known are {', '.join(datasets)}.")
+    return datasets[name]
+
+
+def _place(cache: Path, name: str, file: DataFile) -> Path:
+    path = cache / name / file.path
+    try:
+        inside = path.resolve().is_relative_to(cache)
+    except (OSError, RuntimeError):  # links in a circle
+        inside = False
+    if not inside:
+        raise DataUnavailable(f"{path} leaves the cache by a symbolic link; put the file itself there.")
+    if path.exists() and not path.is_file():
+        raise DataUnavailable(f"{path} should be a file and is something else; move it away.")
+    return path
+
+
+def _sha256(path: Path) -> str | None:
+    return pooch.file_hash(str(path)) if path.exists() else None
+
+
+def _aside(path: Path, found: str) -> Path:
+    return path.with_name(f"{path.name}.wrong-{found[:8]}")
+
+
+def _obtain(name: str, dataset: Dataset, file: DataFile, cache: Path, progress: bool) -> Path:
+    label, state = f"{name}/{file.path}", "is not in the cache"
+    try:
+        path = _place(cache, name, file)
+        found = _sha256(path)
+        if found == file.sha256:
+            return path
+        if found:
+            state = f"is wrong in the cache (sha256 {file.sha256} expected, {found} found)"
+            path.replace(_aside(path, found))
+            state += f", is kept as {_aside(path, found)},"
+            logger.warning("%s %s and is downloaded again.", label, state)
+        _download(f"{label} {state}", dataset.address(file), file, path, progress)
+    except OSError as error:
+        raise DataUnavailable(
+            f"{label} {state} and {cache} could not be read or written ({error.strerror or 'not writable'}); "
+            "put the right file there by hand or set CROPNB_DATA to a folder of your own."
+        ) from error
+    return path
+
+
+def _download(state: str, url: str, file: DataFile, path: Path, progress: bool) -> None:
+    by_hand = f"download {url} by hand and put it at {path}"
+    if os.environ.get("CROPNB_OFFLINE", "0") not in ("", "0"):
+        raise DataUnavailable(f"{state} and CROPNB_OFFLINE forbids the network; {by_hand}.")
+
+    def download(url, output_file, pooch_):
+        look = {"desc": path.name, "unit": "B", "unit_scale": True, "leave": False}
+        with tqdm(total=file.bytes, disable=not progress, **look) as bar:
+            http = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=TIMEOUT)
+            http(url, output_file, pooch_)
+        found = pooch.file_hash(output_file)
+        if found != file.sha256:  # pooch would delete it
+            os.replace(output_file, _aside(path, found))
+            raise DataUnavailable(
+                f"{state} and {url} gave a wrong file, kept as {_aside(path, found)}: "
+                f"sha256 {file.sha256} expected, {found} found."
+            )
+
+    pooch.get_logger().setLevel("WARNING")  # its notes would become output of a page
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # pooch writes under a temporary name beside the file and renames what is whole and right.
+    files = {"registry": {path.name: file.sha256}, "urls": {path.name: url}}
+    try:
+        pooch.create(path.parent, "", retry_if_failed=1, **files).fetch(path.name, downloader=download)
+    except requests.RequestException as error:
+        why = f"could not be downloaded ({_reason(error)})"
+        raise DataUnavailable(f"{state} and {why}; {by_hand}.") from error
+
+
+def _reason(error: requests.RequestException) -> str:
+    match error:
+        case requests.HTTPError():
+            return f"the server answered {error.response.status_code} {error.response.reason}"
+        case requests.Timeout():
+            return "no answer in time"
+        case requests.exceptions.ChunkedEncodingError():
+            return "the connection was cut"
+        case requests.ConnectionError():
+            return "no connection"
+    return type(error).__name__
+
+
+def main() -> int:
+    """Fetch every dataset: a line for each, then a sentence for each that failed; 1 where one did."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    failures = []
+    try:
+        for name, dataset in load_manifest().datasets.items():
+            try:
+                fetch(name, progress=True)
+            except DataUnavailable as error:
+                failures.append(error)
+                logger.info("%s: not available", name)
+            else:
+                size = sum(file.bytes for file in dataset.files) / 1e6
+                logger.info("%s: %d files, %.1f MB, verified", name, len(dataset.files), size)
+    except (ValueError, FileNotFoundError) as error:
+        failures.append(error)
+    for failure in failures:
+        logger.error("%s", failure)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
