@@ -1,0 +1,145 @@
+"""One palette, one style, and figures that answer to the pointer without a network.
+
+Every drawing function takes and returns a matplotlib ``ax``; `show` is the only door to interactive figures.
+"""
+
+import os
+from collections.abc import Sequence
+from html import escape
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+# Okabe and Ito's colours, told apart by colour-blind readers; one per crop, everywhere.
+PALETTE = {"maize": "#E69F00", "soybean": "#009E73", "wheat": "#CC79A7", "other": "#7A7A7A"}
+_SPARE = ("#56B4E9", "#D55E00", "#0072B2", "#F0E442", "#44AA99", "#882255", "#332288", "#999933")
+SETS = {"train": "#0072B2", "validation": "#E69F00", "test": "#D55E00"}
+
+
+def palette(classes: Sequence[str]) -> dict[str, str]:
+    """Colour of each class: the fixed one of `PALETTE`, or the next spare one for crops it does not name."""
+    spare = iter(_SPARE * (len(classes) // len(_SPARE) + 1))
+    return {name: PALETTE.get(name) or next(spare) for name in classes}
+
+
+def style() -> None:
+    """Set the book's figure style: opaque light background, sizes that fit a page column."""
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        rc={
+            "figure.figsize": (7.2, 4.0),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "axes.titlesize": "medium",
+            "legend.frameon": True,
+        },
+    )
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=[*PALETTE.values(), *_SPARE])
+
+
+def confusion(matrix: pd.DataFrame, ax=None):
+    """Heat map of a confusion matrix, rows normalised, counts written in the cells.
+
+    Parameters
+    ----------
+    matrix
+        Counts, true classes in rows and predicted classes in columns, in the same order.
+    """
+    ax = ax or plt.gca()
+    counts = matrix.to_numpy()
+    totals = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    labels = [
+        [f"{100 * s:.0f} %\n{n:,.0f}" for s, n in zip(*row, strict=True)] for row in zip(share, counts, strict=True)
+    ]
+    sns.heatmap(
+        pd.DataFrame(share, matrix.index, matrix.columns),
+        annot=labels,
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        square=True,
+        cbar=False,
+        linewidths=1,
+        annot_kws={"size": "small"},
+        ax=ax,
+    )
+    ax.set(xlabel="predicted", ylabel="true")
+    return ax
+
+
+def intervals(frame: pd.DataFrame, ax=None, color="#0072B2", offset=0.0, label=None):
+    """Estimates as dots with their intervals as bars, one row of `frame` a line.
+
+    Parameters
+    ----------
+    frame
+        Columns ``estimate, low, high``; the index names the lines.
+    offset
+        Vertical shift in lines, so that several frames can stand beside each other.
+    """
+    ax = ax or plt.gca()
+    y = np.arange(len(frame)) + offset
+    ax.hlines(y, frame["low"], frame["high"], color=color, linewidth=2)
+    ax.plot(frame["estimate"], y, "o", color=color, label=label)
+    ax.set_yticks(np.arange(len(frame)), [str(name) for name in frame.index])
+    if not ax.yaxis_inverted():
+        ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+class Interactive:
+    """An interactive figure as one self-contained piece of HTML; see `show`."""
+
+    def __init__(self, html: str):
+        self.html = html
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def show(figure, alt: str) -> Interactive:
+    """Show an hvPlot (HoloViews) or Bokeh figure in a live notebook and, with no network, in a static page.
+
+    The page carries only the figure's own data. BokehJS comes once: from the book's static files when pages are
+    rendered (``CROPNB_STATIC=1``), from the installed package in a live notebook.
+
+    Parameters
+    ----------
+    figure
+        HoloViews object without sliders (a slider needs a running kernel), or Bokeh model.
+    alt
+        What the figure shows, for readers who cannot see it.
+    """
+    from bokeh.embed import components
+    from bokeh.model import Model
+
+    if not isinstance(figure, Model):
+        import holoviews as hv
+
+        if "bokeh" not in hv.Store.loaded_backends():
+            hv.extension("bokeh", logo=False)
+        figure = hv.render(figure, backend="bokeh")
+    if not os.environ.get("CROPNB_STATIC"):
+        _load_bokeh()
+    script, div = components(figure)
+    return Interactive(
+        f'<figure class="cropnb-interactive" role="group" aria-label="{escape(alt, quote=True)}">{div}</figure>{script}'
+    )
+
+
+def _load_bokeh() -> None:
+    """Put BokehJS into the live notebook, once a kernel."""
+    if not getattr(_load_bokeh, "done", False):
+        from bokeh.resources import INLINE
+        from IPython.display import HTML, display
+
+        display(HTML(INLINE.render_js()))
+        _load_bokeh.done = True

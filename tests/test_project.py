@@ -1,0 +1,80 @@
+"""The project's own files agree with each other."""
+
+import re
+import subprocess
+import tomllib
+
+import chapters
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+@pytest.fixture
+def pins(root):
+    lines = (root / "requirements.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+
+def test_every_requirement_is_pinned_exactly(pins):
+    assert len(pins) > 50
+    for pin in pins:
+        assert [s.operator for s in pin.specifier] == ["=="], pin
+
+
+def test_requirements_name_no_index(root):
+    assert not re.search(r"(?m)^\s*(-i\b|--|.*://)", (root / "requirements.txt").read_text())
+
+
+def test_pins_satisfy_the_declared_dependencies(pins, project):
+    pinned = {}
+    for pin in pins:
+        pinned.setdefault(canonicalize_name(pin.name), []).append(next(iter(pin.specifier)).version)
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        wanted = Requirement(text)
+        versions = pinned[canonicalize_name(wanted.name)]
+        assert all(wanted.specifier.contains(version) for version in versions), text
+
+
+def test_environment_takes_the_same_pins(root, project):
+    environment = yaml.safe_load((root / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["-r requirements.txt"]}
+    python = next(entry for entry in conda if entry.startswith("python="))
+    assert Requirement(f"python{project['requires-python']}").specifier.contains(f"{python.split('=')[1]}.0")
+
+
+def test_every_chapter_is_in_the_table_of_contents(root):
+    listed = [source.relative_to(root) for source in chapters.table_of_contents()]
+    assert sorted(listed) == sorted(path.relative_to(root) for path in (root / "notebooks").glob("*.md"))
+
+
+@pytest.mark.parametrize("name", ["smoke", "demo", "paper"])
+def test_profiles_fit_the_chapters(root, name):
+    profile = yaml.safe_load((root / f"params/profiles/{name}.yaml").read_text())
+    assert profile["parameters"]["profile"] == name
+    book = chapters.all_chapters()
+    chapters.check_profile(profile, book)
+    for chapter in book:
+        assert chapters.parameters(chapter, profile)["build"] == f"_build/{name}"
+
+
+def test_what_a_chapter_reads_another_writes():
+    book = chapters.all_chapters()
+    written = [name for chapter in book for name in chapter.writes]
+    assert len(written) == len(set(written))
+    for chapter in book:
+        assert set(chapter.reads) <= set(written), chapter.name
+
+
+def test_nothing_generated_or_big_is_tracked(root):
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True).stdout
+    paths = [root / name for name in tracked.split("\0") if name]
+    assert not [path for path in paths if path.suffix == ".ipynb"]
+    assert not [path for path in paths if path.exists() and path.stat().st_size > 500_000]

@@ -1,0 +1,220 @@
+"""The workflow on a miniature book: what is stale, what is refused, what survives a kill."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import chapters
+import nbformat
+import pytest
+
+HEADER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+cropnb: {declared}
+---
+# {title}
+
+```{{code-cell}} ipython3
+:tags: [parameters]
+profile = "demo"  # profile
+seed = 2017  # of every draw
+build = "_build/demo"  # where results go
+rate = 0.5  # a float
+```
+
+```{{code-cell}} ipython3
+{code}
+```
+"""
+
+
+def write_chapter(folder, name, code, declared="{}"):
+    path = folder / "notebooks" / f"{name}.md"
+    path.write_text(HEADER.format(title=name, code=code, declared=declared))
+    return path
+
+
+@pytest.fixture
+def mini(root, tmp_path):
+    """A book of two chapters with the real workflow; the second reads what the first writes."""
+    for name in ("workflow", "cropnb", "params"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("data_manifest.yaml", "requirements.txt", "pyproject.toml"):
+        shutil.copy(root / name, tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    files = "".join(f"      - file: notebooks/{name}\n" for name in ("01_first", "02_second"))
+    (tmp_path / "_toc.yml").write_text(f"format: jb-book\nroot: book/index\nparts:\n  - chapters:\n{files}")
+    (tmp_path / "params/profiles/smoke.yaml").write_text(
+        "parameters: {profile: smoke, seed: 1, build: _build/smoke}\nchapters: {}\n"
+    )
+    write_chapter(
+        tmp_path,
+        "01_first",
+        'from pathlib import Path\nPath(build, "number.txt").write_text(str(seed));',
+        "{writes: [number.txt]}",
+    )
+    write_chapter(tmp_path, "02_second", 'number = open(f"{build}/number.txt").read()', "{reads: [number.txt]}")
+    return tmp_path
+
+
+def build(folder, **popen):
+    """Run the chapters of the miniature book, without rendering."""
+    command = [sys.executable, "workflow/build.py", "--profile", "smoke", "--cores", "2"]
+    command += ["_build/smoke/executed/01_first.ipynb", "_build/smoke/executed/02_second.ipynb"]
+    environment = os.environ | {"PYTHONPATH": str(folder), "CROPNB_OFFLINE": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **popen,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def test_runs_what_is_stale_and_nothing_else(mini):
+    status, out, err = finish(build(mini))
+    assert status == 0, err
+    assert out.index("finished  01_first") < out.index("running   02_second")
+    run = nbformat.read(mini / "_build/smoke/executed/01_first.ipynb", 4).metadata["cropnb"]["run"]
+    assert run["parameters"] == {"profile": "smoke", "seed": 1, "build": "_build/smoke", "rate": 0.5}
+    assert run["missing"] == []
+    assert run["seconds"] > 0
+    status, out, _ = finish(build(mini))
+    assert status == 0
+    assert "running" not in out
+    # a change of the second chapter's parameters leaves the first alone
+    profile = mini / "params/profiles/smoke.yaml"
+    profile.write_text(profile.read_text().replace("chapters: {}", "chapters: {02_second: {rate: 0.25}}"))
+    status, out, _ = finish(build(mini))
+    assert "running   02_second" in out
+    assert "01_first" not in out
+
+
+def test_a_failing_cell_names_notebook_cell_and_error(mini):
+    write_chapter(mini, "01_first", 'raise RuntimeError("no such field")', "{writes: [number.txt]}")
+    status, out, err = finish(build(mini))
+    assert status != 0
+    assert "01_first.md, cell 3: RuntimeError: no such field" in err
+    kept = mini / "_build/smoke/failed/01_first.ipynb"
+    assert any("RuntimeError" in str(cell.get("outputs")) for cell in nbformat.read(kept, 4).cells)
+    assert not (mini / "_build/smoke/executed/01_first.ipynb").exists()
+    assert "02_second" not in out
+
+
+def test_a_killed_build_resumes(mini):
+    slow = 'import time\nnumber = open(f"{build}/number.txt").read()\ntime.sleep(600 if rate == 0.5 else 0)'
+    write_chapter(mini, "02_second", slow, "{reads: [number.txt]}")
+    process = build(mini, start_new_session=True)
+    finished = mini / "_build/smoke/executed/01_first.ipynb"
+    half = mini / "_build/smoke/failed/02_second.ipynb"
+    deadline = time.monotonic() + 200
+    while not half.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert finished.exists()
+    assert not (mini / "_build/smoke/executed/02_second.ipynb").exists()
+    before = finished.stat().st_mtime_ns
+    profile = mini / "params/profiles/smoke.yaml"
+    profile.write_text(profile.read_text().replace("chapters: {}", "chapters: {02_second: {rate: 0.25}}"))
+    status, out, err = finish(build(mini))
+    assert status == 0, err
+    assert "01_first" not in out
+    assert finished.stat().st_mtime_ns == before
+
+
+def test_missing_data_becomes_a_page_that_says_so(mini):
+    code = 'from cropnb import data\ndata.fetch("canada_2017_points")'
+    source = write_chapter(mini, "02_second", code, "{datasets: [canada_2017_points]}")
+    source.write_text(source.read_text().replace("# 02_second", "# 02_second\n\nGain {glue:text}`gain:.2f`."))
+    os.environ.pop("CROPNB_DATA", None)
+    status, _, err = finish(build(mini))
+    assert status == 0, err
+    page = nbformat.read(mini / "_build/smoke/executed/02_second.ipynb", 4)
+    text = "\n".join(cell.source for cell in page.cells)
+    assert "canada_2017_points" in text
+    assert "glue" not in text
+    assert "(not available)" in text
+    assert page.metadata["cropnb"]["run"]["missing"]
+
+
+def refused(source, **given):
+    with pytest.raises(chapters.ChapterError) as caught:
+        chapters.check_parameters(source, given)
+    return str(caught.value)
+
+
+def test_parameters_are_checked(mini):
+    source = mini / "notebooks/01_first.md"
+    assert refused(source, sed=3) == "01_first.md has no parameter 'sed'; did you mean 'seed'?"
+    assert "takes int (default 2017)" in refused(source, seed="3")
+    assert "takes int" in refused(source, seed=True)
+    assert chapters.check_parameters(source, {"rate": 1}) == {"rate": 1}
+
+
+def test_words_become_typed_parameters(mini):
+    from run_chapter import typed
+
+    source = mini / "notebooks/01_first.md"
+    assert typed(source, ["seed=3", "rate=0.25", "profile=paper"]) == {
+        "seed": 3,
+        "rate": 0.25,
+        "profile": "paper",
+    }
+    with pytest.raises(chapters.ChapterError, match="write name=value"):
+        typed(source, ["seed"])
+
+
+def test_parameters_must_be_literals(mini):
+    source = mini / "notebooks/01_first.md"
+    source.write_text(source.read_text().replace("rate = 0.5", "rate = 1 / 2"))
+    chapters.read_notebook.cache_clear()
+    with pytest.raises(chapters.ChapterError, match="is no plain literal"):
+        chapters.defaults(source)
+
+
+def test_an_unknown_chapter_in_a_profile_is_refused(mini):
+    book = [chapters.load(mini / "notebooks/01_first.md")]
+    profile = {"parameters": {"profile": "smoke"}, "chapters": {"01_frist": {}}}
+    with pytest.raises(chapters.ChapterError, match="did you mean '01_first'"):
+        chapters.check_profile(profile, book)
+
+
+def test_helper_files_follow_imports(tmp_path):
+    source = tmp_path / "a.md"
+    source.write_text(HEADER.format(title="a", declared="{}", code="from cropnb import points\n%matplotlib inline"))
+    files = chapters.helper_files(source)
+    assert "cropnb/points.py" in files
+    assert "cropnb/data.py" in files  # points fetches through data
+    assert "cropnb/plotting.py" not in files
+
+
+def test_snakemake_takes_the_snakefile_with_a_gpu(mini):
+    """A training chapter asks for the profile's GPUs, so a cluster executor can grant one."""
+    write_chapter(mini, "01_first", "1;", "{writes: [number.txt], gpu: true}")
+    profile = mini / "params/profiles/smoke.yaml"
+    profile.write_text("gpu: 1\n" + profile.read_text())
+    command = [sys.executable, "-m", "snakemake", "-s", "workflow/Snakefile", "-n", "-p"]
+    command += ["--configfile", str(profile), "--cores", "1", "_build/smoke/executed/01_first.ipynb"]
+    done = subprocess.run(command, cwd=mini, env=os.environ | {"PYTHONPATH": str(mini)}, capture_output=True, text=True)
+    assert "gpu=1" in done.stdout + done.stderr
+    assert json.dumps("smoke") in done.stdout + done.stderr

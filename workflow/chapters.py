@@ -1,0 +1,161 @@
+"""What a chapter is: its source, what it declares in its front matter, and the parameters it takes."""
+
+import ast
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+import jupytext
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook of the book and what its front matter says under ``cropnb``.
+
+    ``datasets`` are names of the data manifest; ``reads`` and ``writes`` are artefacts below ``_build/<profile>``;
+    ``gpu`` says that a GPU helps.
+    """
+
+    name: str
+    source: Path
+    datasets: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    gpu: bool = False
+
+
+class ChapterError(ValueError):
+    """A chapter or a profile that cannot be used, said in one sentence."""
+
+
+@cache
+def read_notebook(source: Path):
+    """The notebook of an md:myst source."""
+    return jupytext.read(source, fmt="md:myst")
+
+
+def load(source: Path) -> Chapter:
+    """The chapter of a source file."""
+    declared = read_notebook(source).metadata.get("cropnb", {})
+    fields = ("datasets", "reads", "writes", "gpu")
+    if unknown := set(declared) - set(fields):
+        raise ChapterError(
+            f"{source}: the front matter key cropnb.{min(unknown)} is not known; known are {', '.join(fields)}."
+        )
+    lists = {key: tuple(declared.get(key, ())) for key in fields[:3]}
+    return Chapter(source.stem, source, gpu=bool(declared.get("gpu", False)), **lists)
+
+
+def table_of_contents(toc: Path = ROOT / "_toc.yml") -> list[Path]:
+    """Sources of the chapters, in the order of the book."""
+    tree = yaml.safe_load(toc.read_text())
+    files = [entry["file"] for part in tree["parts"] for entry in part["chapters"]]
+    return [ROOT / f"{file}.md" for file in files if file.startswith("notebooks/")]
+
+
+def all_chapters() -> list[Chapter]:
+    """Every chapter of the table of contents."""
+    return [load(source) for source in table_of_contents()]
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] == "cropnb"}
+
+
+@cache
+def _module_files(name: str) -> frozenset[Path]:
+    """Files of a ``cropnb`` module and of every ``cropnb`` module it imports."""
+    base = ROOT.joinpath(*name.split("."))
+    file = next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()), None)
+    if file is None:  # a name inside a module
+        return frozenset()
+    found = {file}
+    for imported in _imported(ast.parse(file.read_text())) - {name}:
+        found |= _module_files(imported)
+    return frozenset(found)
+
+
+def helper_files(source: Path) -> list[str]:
+    """The files of the helper module that a chapter uses: when one changes, the chapter is stale."""
+    cells = [cell.source for cell in read_notebook(source).cells if cell.cell_type == "code"]
+    code = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!")))
+    files = set()
+    for name in _imported(ast.parse(code)):
+        files |= _module_files(name)
+    return sorted(str(file.relative_to(ROOT)) for file in files)
+
+
+def defaults(source: Path) -> dict[str, object]:
+    """Parameters of a chapter with their default values, in order.
+
+    Raises
+    ------
+    ChapterError
+        If no cell is tagged ``parameters``, or a default is not a literal.
+    """
+    cells = [c for c in read_notebook(source).cells if "parameters" in c.metadata.get("tags", ())]
+    if len(cells) != 1:
+        raise ChapterError(f"{source}: one cell must carry the tag 'parameters', {len(cells)} do.")
+    values = {}
+    for node in ast.parse(cells[0].source).body:
+        try:
+            (target,), value = node.targets, ast.literal_eval(node.value)
+        except (AttributeError, ValueError):
+            raise ChapterError(
+                f"{source}: '{ast.unparse(node)}' in the parameters cell is no plain literal; "
+                "derived values belong in the next cell."
+            ) from None
+        values[target.id] = value
+    return values
+
+
+def check_parameters(source: Path, given: dict[str, object]) -> dict[str, object]:
+    """The given parameters, refused if the chapter does not know one or its type differs from the default's.
+
+    Raises
+    ------
+    ChapterError
+        One sentence with the chapter, the parameter, and what would be right.
+    """
+    known = defaults(source)
+    for name, value in given.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}."
+            raise ChapterError(f"{source.name} has no parameter '{name}'; {hint}")
+        default = known[name]
+        fits = default is None or type(value) is type(default) or (type(default), type(value)) == (float, int)
+        if not fits:
+            raise ChapterError(
+                f"{source.name}: parameter {name} = {value!r} is of type {type(value).__name__}, "
+                f"but the chapter takes {type(default).__name__} (default {default!r})."
+            )
+    return dict(given)
+
+
+def parameters(chapter: Chapter, profile: dict) -> dict[str, object]:
+    """A chapter's parameters in a profile: the common ones and its own, checked."""
+    own = profile.get("chapters", {}).get(chapter.name) or {}
+    return check_parameters(chapter.source, {**profile["parameters"], **own})
+
+
+def check_profile(profile: dict, chapters: list[Chapter]) -> None:
+    """Refuse a profile that names a chapter the book does not have."""
+    names = [chapter.name for chapter in chapters]
+    for name in profile.get("chapters", {}):
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            raise ChapterError(
+                f"profile {profile['parameters']['profile']}: there is no chapter '{name}'"
+                + (f"; did you mean '{near[0]}'?" if near else ".")
+            )

@@ -1,0 +1,190 @@
+"""Stage the prose and the executed chapters, and render them with Jupyter Book.
+
+Prose pages are Jinja templates: ``value`` and ``figure`` bring what a chapter computed, ``status``, ``versions`` and
+``datasets`` make tables. So no number in the prose is typed.
+"""
+
+import ast
+import base64
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jinja2
+import nbformat
+import yaml
+from chapters import ROOT, table_of_contents
+
+from cropnb import data
+
+NOT_AVAILABLE = "(not available in this build)"
+
+
+def glued(notebook) -> dict[str, object]:
+    """Values that a chapter glued, by name."""
+    found = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            if not name:
+                continue
+            text = next((t for mime, t in output["data"].items() if mime.endswith("text/plain")), None)
+            try:
+                found[name] = ast.literal_eval(text)
+            except (ValueError, SyntaxError, TypeError):
+                found[name] = text
+    return found
+
+
+def picture(notebook, name: str) -> bytes | None:
+    """The PNG of the captioned figure `name`."""
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            for output in cell.get("outputs", ()):
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output["data"]["image/png"])
+    return None
+
+
+def without_loaders(notebook) -> None:
+    """Drop what HoloViews puts out at import to load its scripts from the net."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not any("holoviews" in mime for mime in o.get("data", ()))]
+
+
+def run_of(notebook) -> dict:
+    """What is recorded of a chapter's run."""
+    return notebook.metadata["cropnb"]["run"]
+
+
+def run_line(name: str, run: dict) -> str:
+    """A page's last line: which profile, when, how long, on what, from which commit."""
+    return (
+        f":::{{div}} cropnb-run\nProfile **{run['parameters']['profile']}**, seed {run['parameters']['seed']}, "
+        f"run on {run['date'][:16].replace('T', ' ')} UTC in {run['seconds']:.0f} s on {run['device']}, "
+        f"commit `{run['commit']}`. Source: `notebooks/{name}.md`. "
+        "All chapters: {doc}`/book/status`.\n:::"
+    )
+
+
+def status_table(notebooks: dict) -> str:
+    """Markdown table of every chapter's run."""
+    rows = [
+        "| Chapter | Profile | Date (UTC) | Seconds | Device | Commit | Missing |",
+        "|---|---|---|--:|---|---|---|",
+    ]
+    for name, notebook in notebooks.items():
+        run = run_of(notebook)
+        missing = " ".join(run["missing"]).replace("|", "\\|") or "nothing"
+        cells = (
+            f"{{doc}}`/notebooks/{name}`",
+            run["parameters"]["profile"],
+            run["date"][:16].replace("T", " "),
+            f"{run['seconds']:.0f}",
+            run["device"],
+            f"`{run['commit']}`",
+            missing,
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def versions_table(notebooks: dict) -> str:
+    """Markdown table of the versions the chapters ran with."""
+    seen = {}
+    for notebook in notebooks.values():
+        for package, version in run_of(notebook)["versions"].items():
+            seen.setdefault(package, set()).add(version)
+    rows = ["| Package | Version |", "|---|---|"]
+    return "\n".join(rows + [f"| {package} | {', '.join(sorted(found))} |" for package, found in seen.items()])
+
+
+def datasets_table() -> str:
+    """Markdown table of the data manifest, and whether each data set was there."""
+    rows = [
+        "| Data set | What it is | Files | Size | Licence | Source | In this build |",
+        "|---|---|--:|--:|---|---|---|",
+    ]
+    for name, dataset in data.load_manifest().datasets.items():
+        megabytes = sum(file.bytes for file in dataset.files) / 1e6
+        rows.append(
+            f"| `{name}` | {dataset.what} | {len(dataset.files)} | {megabytes:.1f} MB | {dataset.licence} "
+            f"| {dataset.citation} | {'yes' if data.is_available(name) else 'no'} |"
+        )
+    return "\n".join(rows)
+
+
+def stage(build: Path, folder: Path) -> None:
+    """Write everything Jupyter Book reads into `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    names = [source.stem for source in table_of_contents()]
+    notebooks = {name: nbformat.read(build / f"executed/{name}.ipynb", as_version=4) for name in names}
+    shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__", "*.md"))
+    shutil.copy(ROOT / "_toc.yml", folder)
+
+    def value(chapter: str, name: str, form: str = "") -> str:
+        found = glued(notebooks[chapter])
+        return format(found[name], form) if name in found else NOT_AVAILABLE
+
+    def figure(chapter: str, name: str, alt: str, caption: str) -> str:
+        png = picture(notebooks[chapter], name)
+        if png is None:
+            return f"*{alt} {NOT_AVAILABLE}*"
+        (folder / f"book/_static/{name}.png").write_bytes(png)
+        return f"```{{figure}} /book/_static/{name}.png\n:alt: {alt}\n\n{caption}\n```"
+
+    profile = run_of(notebooks[names[0]])["parameters"]["profile"]
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT), undefined=jinja2.StrictUndefined)
+    environment.globals |= {
+        "profile": profile,
+        "value": value,
+        "figure": figure,
+        "status": lambda: status_table(notebooks),
+        "versions": lambda: versions_table(notebooks),
+        "datasets": datasets_table,
+    }
+    for page in (ROOT / "book").glob("*.md"):
+        text = environment.get_template(f"book/{page.name}").render()
+        (folder / "book" / page.name).write_text(text)
+    (folder / "notebooks").mkdir()
+    for name, notebook in notebooks.items():
+        without_loaders(notebook)
+        notebook.cells.append(nbformat.v4.new_markdown_cell(run_line(name, run_of(notebook))))
+        # Only what the page needs: the front matter's own keys would be rendered as page metadata.
+        notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
+        nbformat.write(notebook, folder / f"notebooks/{name}.ipynb")
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    if profile == "smoke":
+        config["sphinx"]["config"]["html_theme_options"]["announcement"] = (
+            "Smoke build: tiny data, few epochs. It shows that everything runs; its numbers mean nothing."
+        )
+    (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def main(build: Path, output: Path) -> int:
+    staged, rendered = build / "book", build / "rendered"
+    print("  rendering the pages", flush=True)
+    stage(build, staged)
+    shutil.rmtree(rendered, ignore_errors=True)
+    command = ["jupyter-book", "build", "-W", "--keep-going", "--path-output", rendered, staged]
+    command[0] = str(Path(sys.executable).with_name("jupyter-book"))
+    log = build / "render.log"
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        lines = log.read_text().splitlines()
+        told = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-20:]
+        reason = "\n".join(["The pages have faults:", *told, f"All that was printed: {log}"])
+        (build / "failed").mkdir(exist_ok=True)
+        (build / "failed/rendering.txt").write_text(reason + "\n")
+        print(f"  failed    {reason}", file=sys.stderr)
+        return 1
+    shutil.rmtree(output, ignore_errors=True)
+    (rendered / "_build/html").rename(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,151 @@
+"""Execute one chapter: md:myst to ipynb to papermill, with checked parameters.
+
+The executed notebook appears under its name only when every cell has run. When a cell fails, the notebook as far as
+it came is kept in ``failed/`` beside ``executed/``, with the reason in one sentence. A chapter whose data is not on
+this machine and cannot be fetched becomes a page that says so.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+import papermill
+from chapters import ROOT, ChapterError, check_parameters, defaults, load, read_notebook
+from papermill.exceptions import PapermillExecutionError
+
+PACKAGES = ("cropnb", "keras", "tensorflow", "numpy", "scipy", "scikit-learn", "xarray", "dask")
+
+
+def commit() -> str:
+    """The commit of the working tree, marked when something in it is not committed."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def device() -> str:
+    """The GPUs, or else the processor and the number of cores it lends."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+        return "; ".join(re.findall(r"GPU \d+: (.*?) \(", listed))
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{named.group(1).strip() if named else platform.machine()}, {cores} cores, no GPU"
+
+
+def without_data(notebook, sentence: str):
+    """The page of a chapter whose data is missing: title and introduction, then what is missing."""
+    first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
+    first.source = re.sub(r"\{glue:\w+\}`[^`]*`", "(not available)", first.source)
+    box = (
+        ":::{admonition} The data of this chapter is not on the machine that built this page\n:class: warning\n"
+        f"{sentence}\n\nThe rest of the book does not depend on it; see {{doc}}`../book/data`.\n:::"
+    )
+    notebook.cells = [first, nbformat.v4.new_markdown_cell(box)]
+    return notebook
+
+
+def explain(source: Path, error: PapermillExecutionError) -> str:
+    """Name notebook, cell and error in one line."""
+    message = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip() or "(no message)"
+    return f"{source.name}, cell {error.exec_count}: {error.ename}: {message}"
+
+
+def execute(source: Path, output: Path, parameters: dict) -> None:
+    """Execute a chapter into `output`.
+
+    Raises
+    ------
+    PapermillExecutionError
+        If a cell fails; what has run is kept in ``failed/<chapter>.ipynb`` beside the folder of `output`.
+    """
+    for folder in ("failed", "executed"):
+        (output.parent.parent / folder).mkdir(parents=True, exist_ok=True)
+    failed = output.parent.parent / "failed" / output.name
+    reason = failed.with_suffix(".txt")
+    started, begin = datetime.now(UTC), time.perf_counter()
+    nbformat.write(read_notebook(source), failed)
+    missing = []
+    try:
+        papermill.execute_notebook(
+            failed, failed, parameters, progress_bar=False, cwd=ROOT, kernel_name="python3", log_output=False
+        )
+    except PapermillExecutionError as error:
+        if error.ename != "DataUnavailable":
+            reason.write_text(f"{explain(source, error)}\nThe notebook as far as it came: {failed}\n")
+            raise
+        missing = [error.evalue]
+    notebook = nbformat.read(failed, as_version=4)
+    if missing:
+        notebook = without_data(deepcopy(read_notebook(source)), missing[0])
+    notebook.metadata.setdefault("cropnb", {})["run"] = {
+        "parameters": defaults(source) | parameters,
+        "date": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "device": device(),
+        "commit": commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "missing": missing,
+    }
+    nbformat.write(notebook, failed)
+    os.replace(failed, output)
+    reason.unlink(missing_ok=True)
+
+
+def typed(source: Path, assignments: list[str]) -> dict[str, object]:
+    """``name=value`` words as parameters, each value read as the type of the chapter's default."""
+    known, values = defaults(source), {}
+    for word in assignments:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise ChapterError(f"'{word}' is no parameter: write name=value.")
+        try:
+            values[name] = text if isinstance(known.get(name), str) else json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text  # the check below says what the chapter takes
+    return values
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, help="the chapter, notebooks/NN_slug.md")
+    parser.add_argument("output", type=Path, help="the executed notebook to write")
+    parser.add_argument("--json", default="{}", help="parameters as a JSON object")
+    parser.add_argument("parameters", nargs="*", metavar="name=value", help="further parameters")
+    arguments = parser.parse_args()
+    # Pages are rendered without a network: figures must not load their scripts from one.
+    os.environ["CROPNB_STATIC"] = "1"
+    try:
+        source = load(arguments.source.resolve()).source
+        given = json.loads(arguments.json) | typed(source, arguments.parameters)
+        given = check_parameters(source, given)
+        begin = time.perf_counter()
+        print(f"  running   {source.stem}", flush=True)
+        execute(source, arguments.output, given)
+    except ChapterError as error:
+        print(f"  refused   {error}", file=sys.stderr)
+        return 2
+    except PapermillExecutionError as error:
+        print(f"  failed    {explain(source, error)}", file=sys.stderr)
+        return 1
+    print(f"  finished  {source.stem} in {time.perf_counter() - begin:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
