@@ -1,0 +1,327 @@
+"""From complex VV and VH to backscatter and to the m-chi decomposition (paper section 4.3, equations 5-9).
+
+Everything takes and returns xarray with dimensions `y` and `x`, and any others before them, stays lazy on dask
+and gives in blocks exactly what it gives in one piece. NaN spreads to every average it enters. The kernels run
+on one thread each and free the interpreter lock: dask's threads are the parallelism.
+"""
+
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numba import njit
+
+C2 = ("c11", "c22", "c12_real", "c12_imag")
+# S4 = sign x 2 Im<VV conj(VH)>: SNAP since 9.0.1, and Raney et al. (2012) as SNAP 7.0.2-9.0.0 read it.
+SIGNS = {"snap": 1.0, "raney": -1.0}
+_LONG_NAMES = {
+    "c11": ("backscatter of VV, <|VV|^2>", "1"),
+    "c22": ("backscatter of VH, <|VH|^2>", "1"),
+    "c12_real": ("real part of <VV conj(VH)>", "1"),
+    "c12_imag": ("imaginary part of <VV conj(VH)>", "1"),
+    "m": ("degree of polarisation", "1"),
+    "chi": ("ellipticity", "degree"),
+    "ps": ("single bounce, square root of power", "1"),
+    "pd": ("double bounce, square root of power", "1"),
+    "pv": ("volume scattering, square root of power", "1"),
+}
+
+
+def covariance(vv: xr.DataArray, vh: xr.DataArray) -> xr.Dataset:
+    """The 2x2 covariance matrix of each pixel, before any average: `c11`, `c22`, `c12_real`, `c12_imag`.
+
+    vv, vh: complex scattering amplitude (..., y, x); the result is linear power. Raises ValueError for data that
+    are not complex, lack y or x, differ in grid, or are named for another polarisation.
+    """
+    _check_slc(vv, vh)
+    return _by_pixel(_covariance_pixels, C2, (vv, vh), vv.real.dtype)
+
+
+def multilook(c2: xr.Dataset, y: int = 1, x: int = 4) -> xr.Dataset:
+    """Average blocks of `y` by `x` pixels; an incomplete block at the far edge is dropped.
+
+    The defaults are Sentinel-1's: four range looks of 2.5 m make a pixel of 10 m.
+    """
+    check_dims(c2)
+    return c2.coarsen(y=y, x=x, boundary="trim").reduce(np.mean, keep_attrs=True)
+
+
+def window_mean(data: xr.DataArray | xr.Dataset, size: int = 5) -> xr.DataArray | xr.Dataset:
+    """Moving average over `size` by `size` pixels, the window clipped at the edge of the image, as in SNAP.
+
+    A pixel is NaN where any pixel of its window is. Raises ValueError for an even size.
+    """
+    check_window(size)
+    if isinstance(data, xr.Dataset):
+        return data.map(window_mean, keep_attrs=True, size=size).assign_attrs(window=size)
+    check_dims(data)
+
+    def block(images):
+        images = np.ascontiguousarray(images)  # one memory layout, so one compilation
+        out = np.empty_like(images)
+        for index in np.ndindex(images.shape[:-2]):
+            _window_mean_image(images[index], size // 2, out[index])
+        return out
+
+    return by_block(block, data, halo=size // 2)
+
+
+def stokes(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
+    """Stokes parameters `s1`, `s2`, `s3`, `s4` of the received wave, linear power.
+
+    `convention` names the sign of S4: "snap" +2 Im<VV conj(VH)>, "raney" -2 Im<VV conj(VH)>.
+    """
+    check_c2(c2)
+    sign = _sign(convention)
+    parameters = {
+        "s1": c2.c11 + c2.c22,
+        "s2": c2.c11 - c2.c22,
+        "s3": 2 * c2.c12_real,
+        "s4": 2 * sign * c2.c12_imag,
+    }
+    attrs = {"units": "1", "convention": convention}
+    return xr.Dataset({k: v.assign_attrs(attrs, long_name=f"Stokes {k.upper()}") for k, v in parameters.items()})
+
+
+def m_chi(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
+    """Degree of polarisation `m`, ellipticity `chi` and the amplitudes `ps`, `pd`, `pv` (equations 5-9).
+
+    c2: averaged covariance (..., y, x). Written without divisions: with P = m S1, Ps^2 = (P + S4)/2,
+    Pd^2 = (P - S4)/2 and Pv^2 = S1 - P. Where S1 = 0 the amplitudes are 0 and m, chi are NaN; NaN spreads.
+    """
+    check_c2(c2)
+    names = ("m", "chi", "ps", "pd", "pv")
+    result = _by_pixel(_m_chi_pixels, names, [c2[name] for name in C2], c2.c11.dtype, _sign(convention))
+    return result.assign_attrs(c2.attrs, convention=convention)
+
+
+def m_chi_from_slc(vv: xr.DataArray, vh: xr.DataArray, window: int = 5, convention: str = "snap") -> xr.Dataset:
+    """`covariance`, `window_mean` and `m_chi` in one pass over memory, for `ps`, `pd` and `pv` alone."""
+    _check_slc(vv, vh)
+    check_window(window)
+    sign, real = _sign(convention), vv.real.dtype
+    record = np.dtype([(name, real) for name in ("ps", "pd", "pv")])
+
+    def block(vv, vh):
+        vv, vh = np.ascontiguousarray(vv), np.ascontiguousarray(vh)
+        out = np.empty((*vv.shape, 3), real)
+        for index in np.ndindex(vv.shape[:-2]):
+            _fused(vv[index], vh[index], window // 2, sign, out[index])
+        return out.view(record)[..., 0]
+
+    planes = by_block(block, vv, vh, halo=window // 2, dtype=record)
+    result = _described({name: planes.copy(data=planes.data[name]) for name in record.names})
+    return result.assign_attrs(convention=convention, window=window)
+
+
+def decibel(sigma0: xr.DataArray) -> xr.DataArray:
+    """10 log10(sigma0); zero and negative power are nodata, so NaN."""
+    return (10 * np.log10(sigma0.where(sigma0 > 0))).assign_attrs(sigma0.attrs, units="dB")
+
+
+def cross_ratio(vv_db: xr.DataArray, vh_db: xr.DataArray) -> xr.DataArray:
+    """VH minus VV, both in dB (paper section 3.1)."""
+    return (vh_db - vv_db).assign_attrs(units="dB", long_name="cross ratio VH - VV")
+
+
+def read_polsarpro(folder: str | Path) -> xr.Dataset:
+    """A PolSARpro C2 folder (config.txt, C11.bin, C22.bin, C12_real.bin, C12_imag.bin; float32) as c2 (y, x).
+
+    Raises FileNotFoundError for a missing file and ValueError for one of the wrong length.
+    """
+    folder = Path(folder)
+    files = {name: folder / f"{name.capitalize()}.bin" for name in C2}
+    for path in (folder / "config.txt", *files.values()):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: a PolSARpro C2 folder holds config.txt and four .bin files.")
+    words = (folder / "config.txt").read_text().split()
+    shape = tuple(int(words[words.index(key) + 1]) for key in ("Nrow", "Ncol"))
+    planes = {}
+    for name, path in files.items():
+        plane = np.fromfile(path, "<f4")
+        if plane.size != shape[0] * shape[1]:
+            raise ValueError(f"{path} holds {plane.size} values but config.txt says {shape}: fetch it again.")
+        planes[name] = xr.DataArray(plane.reshape(shape), dims=("y", "x"))
+    return _described(planes)
+
+
+def by_block(function, *arrays: xr.DataArray, halo: int, dtype=None) -> xr.DataArray:
+    """Apply an array function that looks `halo` pixels around each pixel of the last two axes, y and x.
+
+    Blocks of a dask array get their neighbours' margin; blocks smaller than it are merged first.
+    """
+    arrays = [array.transpose(..., "y", "x") for array in arrays]
+    like, dtype = arrays[0], dtype or arrays[0].dtype
+    if all(array.chunks is None for array in arrays):
+        return like.copy(data=function(*(array.values for array in arrays)))
+    blocks = da.map_overlap(
+        function,
+        *(da.asarray(array.data) for array in arrays),
+        depth={like.ndim - 2: halo, like.ndim - 1: halo},
+        boundary="none",
+        meta=np.empty((0,) * like.ndim, dtype),
+    )
+    return like.copy(data=blocks)
+
+
+def check_window(size: int) -> None:
+    """Raise ValueError unless `size` is a positive odd number."""
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"A window of {size} pixels has no centre: choose an odd size such as {size + 1}.")
+
+
+def check_dims(data: xr.DataArray | xr.Dataset) -> None:
+    """Raise ValueError unless `data` has dimensions y and x."""
+    missing = [dim for dim in ("y", "x") if dim not in data.dims]
+    if missing:
+        raise ValueError(f"An image needs dimensions y and x: {missing} is missing from {tuple(data.dims)}.")
+
+
+def check_c2(c2: xr.Dataset) -> None:
+    """Raise ValueError unless `c2` holds the four elements of the covariance."""
+    missing = [name for name in C2 if name not in c2]
+    if missing:
+        raise ValueError(f"The covariance lacks {missing}: make it with covariance(vv, vh), it has {list(c2)}.")
+
+
+def _check_slc(vv: xr.DataArray, vh: xr.DataArray) -> None:
+    for data, expected in ((vv, "VV"), (vh, "VH")):
+        check_dims(data)
+        if str(data.name).upper() in {"VV", "VH", "HH", "HV"} - {expected}:
+            raise ValueError(f"The {expected} argument is named {data.name}: give VV first and VH second.")
+        if data.dtype.kind != "c":
+            raise ValueError(f"{expected} is {data.dtype}, not complex: give single-look complex data.")
+    if vv.sizes != vh.sizes:
+        raise ValueError(f"VV {dict(vv.sizes)} and VH {dict(vh.sizes)} differ: crop both to one grid.")
+
+
+def _sign(convention: str) -> float:
+    if convention not in SIGNS:
+        raise ValueError(f"Unknown convention {convention!r} of S4: choose one of {list(SIGNS)}.")
+    return SIGNS[convention]
+
+
+def _by_pixel(kernel, names, arrays, dtype, *options) -> xr.Dataset:
+    """Run `kernel(*flat arrays, *options, out (name, pixel))` on every block."""
+
+    def block(*images):
+        shape = np.broadcast_shapes(*(image.shape for image in images))
+        out = np.empty((len(names), int(np.prod(shape))), dtype)
+        kernel(*(np.broadcast_to(image, shape).ravel() for image in images), *options, out)
+        return tuple(out.reshape(len(names), *shape))
+
+    planes = xr.apply_ufunc(
+        block,
+        *arrays,
+        output_core_dims=[[]] * len(names),
+        dask="parallelized",
+        dask_gufunc_kwargs={"meta": (np.empty(0, dtype),) * len(names)},
+    )
+    return _described(dict(zip(names, planes, strict=True)))
+
+
+def _described(planes: dict[str, xr.DataArray]) -> xr.Dataset:
+    for name, plane in planes.items():
+        plane.attrs = dict(zip(("long_name", "units"), _LONG_NAMES[name], strict=True))
+    return xr.Dataset({name: plane.rename(None) for name, plane in planes.items()})
+
+
+# Kernels. Sums run in float64 and in a fixed order, so that a pixel's value does not depend on its block;
+# `error_model="numpy"`, because a test for division by zero would keep loops off the vector units.
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _covariance_pixels(vv, vh, out):
+    for i in range(vv.size):
+        a, b = np.float64(vv[i].real), np.float64(vv[i].imag)
+        c, d = np.float64(vh[i].real), np.float64(vh[i].imag)
+        out[0, i], out[1, i] = a * a + b * b, c * c + d * d
+        out[2, i], out[3, i] = a * c + b * d, b * c - a * d
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add(total, row):
+    for x in range(total.size):
+        total[x] += row[x]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sum_along(column, half, total):
+    """Sum of the values within `half` of each, clipped at the ends."""
+    total[:] = 0.0
+    n, reach = column.size, min(half, column.size - 1)
+    for k in range(-reach, reach + 1):
+        _add(total[max(0, -k) : n - max(0, k)], column[max(0, k) : n - max(0, -k)])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _window_mean_image(image, half, out):
+    ny, nx = image.shape
+    column, total, across = np.empty(nx), np.empty(nx), np.empty(nx)
+    _sum_along(np.ones(nx), half, across)  # pixels of a clipped window's row
+    for i in range(ny):
+        first, last = max(0, i - half), min(ny, i + half + 1)
+        column[:] = 0.0
+        for y in range(first, last):
+            _add(column, image[y])
+        _sum_along(column, half, total)
+        for x in range(nx):
+            out[i, x] = total[x] / ((last - first) * across[x])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _powers(c11, c22, c12_real, c12_imag, sign):
+    """S1, S2^2 + S3^2, S4, P and the three amplitudes of one pixel."""
+    s1, s2, s3, s4 = c11 + c22, c11 - c22, 2.0 * c12_real, 2.0 * sign * c12_imag
+    linear = s2 * s2 + s3 * s3
+    p = np.sqrt(linear + s4 * s4)
+    # Rounding may leave a small negative; NaN fails the comparison and passes through.
+    single, double, volume = p + s4, p - s4, s1 - p
+    single = np.sqrt(0.5 * (0.0 if single < 0.0 else single))
+    double = np.sqrt(0.5 * (0.0 if double < 0.0 else double))
+    return s1, linear, s4, p, single, double, np.sqrt(0.0 if volume < 0.0 else volume)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _m_chi_pixels(c11, c22, c12_real, c12_imag, sign, out):
+    for i in range(c11.size):
+        s1, linear, s4, p, out[2, i], out[3, i], out[4, i] = _powers(
+            np.float64(c11[i]), np.float64(c22[i]), np.float64(c12_real[i]), np.float64(c12_imag[i]), sign
+        )
+        out[0, i] = min(p / s1, 1.0) if s1 > 0.0 else np.nan
+        out[1, i] = np.degrees(0.5 * np.arctan2(-s4, np.sqrt(linear))) if s1 > 0.0 else np.nan
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _amplitudes(total, count, sign):
+    """Turn sums of C2 (element, x) over `count` pixels into Ps, Pd, Pv, in place."""
+    c11, c22, c12_real, c12_imag = total[0], total[1], total[2], total[3]
+    for x in range(count.size):
+        n = count[x]
+        _, _, _, _, c11[x], c22[x], c12_real[x] = _powers(
+            c11[x] / n, c22[x] / n, c12_real[x] / n, c12_imag[x] / n, sign
+        )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fused(vv, vh, half, sign, out):
+    ny, nx = vv.shape
+    rows = np.empty((2 * half + 1, 4, nx))  # the covariance of the window's rows, in turns
+    column, total, across = np.empty(nx), np.empty((4, nx)), np.empty(nx)
+    _sum_along(np.ones(nx), half, across)
+    filled = 0
+    for i in range(ny):
+        first, last = max(0, i - half), min(ny, i + half + 1)
+        while filled < last:
+            _covariance_pixels(vv[filled], vh[filled], rows[filled % rows.shape[0]])
+            filled += 1
+        for e in range(4):
+            column[:] = 0.0
+            for y in range(first, last):
+                _add(column, rows[y % rows.shape[0], e])
+            _sum_along(column, half, total[e])
+        _amplitudes(total, (last - first) * across, sign)
+        for k in range(3):
+            for x in range(nx):
+                out[i, x, k] = total[k, x]

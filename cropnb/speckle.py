@@ -1,0 +1,239 @@
+"""Speckle filters on linear power: refined Lee, its polarimetric form, and the multi-temporal filter on top.
+
+Everything takes and returns xarray with dimensions `y` and `x`, stays lazy on dask and gives in blocks exactly
+what it gives in one piece. Pixels outside the image and NaN pixels are treated alike: windows use the valid
+pixels they hold, and a NaN pixel stays NaN. Where one of the nine boxes that find the edge holds no valid pixel,
+no direction is trusted and the whole window is used.
+"""
+
+import numpy as np
+import xarray as xr
+from numba import njit
+
+from cropnb.polarimetry import C2, by_block, check_c2, check_dims, check_window
+
+# Window: side of the nine boxes and the step between them (Lee 1981 has 7: 3, 2).
+_BOXES = {5: (3, 1), 7: (3, 2), 9: (5, 2), 11: (5, 3)}
+
+
+def refined_lee(intensity: xr.DataArray, window: int = 7, looks: float | None = None) -> xr.DataArray:
+    """Refined Lee filter of one intensity band (..., y, x), linear power.
+
+    Nine boxes give four gradients; the steepest sets an edge, and the side of it whose mean is closer to the
+    centre is averaged, with the weight of least mean square error. The variance of speckle is 1/`looks`; without
+    `looks` it is the mean of the five smallest normalised variances of the nine boxes, as in SNAP.
+    Raises ValueError for an unknown window, a missing dimension, or an image without a valid pixel.
+    """
+    boxes = _check(intensity, window, looks)
+    noise = np.nan if looks is None else 1 / looks
+    filtered = by_block(lambda images: _filter_bands(images, window, boxes, noise), intensity, halo=window // 2)
+    return filtered.assign_attrs(speckle_filter="refined Lee", speckle_window=window)
+
+
+def refined_lee_c2(c2: xr.Dataset, looks: float, window: int = 7) -> xr.Dataset:
+    """Polarimetric refined Lee filter of a covariance (..., y, x): edge and weight from the span c11 + c22.
+
+    One weight for all four elements keeps the matrix a covariance. The darker side of the edge is always taken,
+    which biases homogeneous areas low, and VV more than VH (chapter 03 measures it).
+    """
+    check_c2(c2)
+    boxes = _check(c2.c11, window, looks)
+    elements = c2[list(C2)].to_dataarray("element").transpose(..., "element", "y", "x")
+    elements = elements.chunk(element=-1) if elements.chunks else elements
+    filtered = by_block(lambda images: _filter_c2(images, window, boxes, 1 / looks), elements, halo=window // 2)
+    filtered = filtered.to_dataset("element")
+    for name in C2:
+        filtered[name].attrs = dict(c2[name].attrs)
+    return filtered.assign_attrs(c2.attrs, speckle_filter="polarimetric refined Lee", speckle_window=window)
+
+
+def multi_temporal(intensity: xr.DataArray, window: int = 7, looks: float | None = None) -> xr.DataArray:
+    """Multi-temporal filter of one polarisation (time, y, x): J_k = F_k mean_j(I_j / F_j), F refined Lee of I.
+
+    Source: Quegan and Yu (2001), for uncorrelated dates. A date missing at a pixel is left out of its mean and
+    stays missing. All dates of a block are in memory together.
+    """
+    if "time" not in intensity.dims:
+        raise ValueError(f"The multi-temporal filter needs a time dimension: it was given {tuple(intensity.dims)}.")
+    boxes = _check(intensity, window, looks)
+    noise = np.nan if looks is None else 1 / looks
+    series = intensity.transpose("time", "y", "x")
+    chunked = series.chunk(time=-1) if series.chunks else series
+
+    def filter_series(images):
+        spatial = _filter_bands(images, window, boxes, noise)
+        return (spatial * _mean_ratio(images, spatial)).astype(images.dtype)
+
+    filtered = by_block(filter_series, chunked, halo=window // 2)
+    return filtered.assign_attrs(speckle_filter="multi-temporal, refined Lee", speckle_window=window)
+
+
+def equivalent_number_of_looks(intensity: xr.DataArray) -> xr.DataArray:
+    """Mean squared over variance of the valid pixels of a homogeneous area, over y and x."""
+    _check(intensity, 7, None)
+    return (intensity.mean(("y", "x")) ** 2 / intensity.var(("y", "x"))).assign_attrs(units="1")
+
+
+def _check(intensity: xr.DataArray, window: int, looks: float | None) -> tuple[int, int]:
+    check_dims(intensity)
+    check_window(window)
+    if window not in _BOXES:
+        raise ValueError(f"The refined Lee filter has no window of {window} pixels: choose one of {list(_BOXES)}.")
+    if looks is not None and not looks > 0:
+        raise ValueError(f"The number of looks must be positive, not {looks}: Sentinel-1's C2 at 10 m has about 4.")
+    if intensity.dtype.kind != "f":
+        raise ValueError(f"A speckle filter needs real intensity, not {intensity.dtype}: give |S|^2 as floats.")
+    # Looking at a lazy array would compute it; there an empty block simply stays empty.
+    if intensity.chunks is None and not np.isfinite(intensity.values).any():
+        raise ValueError("The image holds no valid pixel: leave this acquisition or area out.")
+    return _BOXES[window]
+
+
+def _filter_bands(images: np.ndarray, window: int, boxes: tuple[int, int], noise: float) -> np.ndarray:
+    out = np.empty(images.shape, images.dtype)
+    for index in np.ndindex(images.shape[:-2]):
+        out[index] = _filtered(images[index][np.newaxis], images[index], window, boxes, noise, darker=False)[0]
+    return out
+
+
+def _filter_c2(images: np.ndarray, window: int, boxes: tuple[int, int], noise: float) -> np.ndarray:
+    out = np.empty(images.shape, images.dtype)
+    for index in np.ndindex(images.shape[:-3]):
+        elements = images[index]
+        span = elements[0] + elements[1] + 0 * (elements[2] + elements[3])  # NaN where any element is
+        out[index] = _filtered(elements, span, window, boxes, noise, darker=True)
+    return out
+
+
+def _filtered(bands, guide, window, boxes, noise, darker):
+    """Filter `bands` (band, y, x) with the edge and the weight found in `guide` (y, x), padded with NaN."""
+    half = window // 2
+    guide = np.pad(np.where(np.isfinite(guide), guide, np.nan).astype("f8"), half, constant_values=np.nan)
+    bands = np.pad(bands.astype("f8"), ((0, 0), (half, half), (half, half)), constant_values=np.nan)
+    return _filter(bands, guide, _sides(half), half, *boxes, noise, darker)
+
+
+def _mean_ratio(images: np.ndarray, spatial: np.ndarray) -> np.ndarray:
+    """Mean over dates of I / F, added date by date so that memory layout does not change the rounding."""
+    total, count = np.zeros(images.shape[1:]), np.zeros(images.shape[1:])
+    for image, mean in zip(images, spatial, strict=True):
+        valid = mean > 0
+        total[valid] += image[valid] / mean[valid]
+        count += valid
+    return total / np.where(count > 0, count, 1)  # where no date counts, F is 0 or NaN, and so is the product
+
+
+def _sides(half: int) -> np.ndarray:
+    """Nine windows (side, y, x): the whole, then two halves per direction, each with the centre line."""
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    edges = (-x, x - y, -y, -x - y)  # left of a vertical edge, above a falling, a horizontal and a rising one
+    return np.stack([np.full(x.shape, True)] + [d * sign >= 0 for d in edges for sign in (1, -1)])
+
+
+# Kernels, on images padded with NaN by half a window.
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _box_statistics(image, half, mean, variance):
+    """Mean and normalised variance (n - 1) of the valid pixels of each box; NaN where there are too few."""
+    for i in range(half, image.shape[0] - half):
+        for j in range(half, image.shape[1] - half):
+            n, total, squares = 0, 0.0, 0.0
+            for y in range(i - half, i + half + 1):
+                for x in range(j - half, j + half + 1):
+                    if image[y, x] == image[y, x]:
+                        n += 1
+                        total += image[y, x]
+            mean[i, j] = total / n if n > 0 else np.nan
+            for y in range(i - half, i + half + 1):
+                for x in range(j - half, j + half + 1):
+                    if image[y, x] == image[y, x]:
+                        squares += (image[y, x] - mean[i, j]) ** 2
+            usable = n > 1 and mean[i, j] != 0.0
+            variance[i, j] = squares / (n - 1) / mean[i, j] ** 2 if usable else np.nan
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _side(m, darker):
+    """The window to use, given the 3x3 box means row by row: see `_sides`."""
+    for k in range(9):
+        if np.isnan(m[k]):
+            return 0
+    # Sums of the boxes on the two sides of the edge, and the box in the middle of each side.
+    sums = (
+        (m[0] + m[3] + m[6], m[2] + m[5] + m[8], m[3], m[5]),
+        (m[1] + m[2] + m[5], m[3] + m[6] + m[7], m[2], m[6]),
+        (m[0] + m[1] + m[2], m[6] + m[7] + m[8], m[1], m[7]),
+        (m[0] + m[1] + m[3], m[5] + m[7] + m[8], m[0], m[8]),
+    )
+    steepest, side = -1.0, 0
+    for direction in range(4):
+        first, second, a, b = sums[direction]
+        if abs(first - second) > steepest:
+            steepest = abs(first - second)
+            takes_first = first < second if darker else abs(a - m[4]) < abs(b - m[4])
+            side = 1 + 2 * direction + (0 if takes_first else 1)
+    return side
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _five_smallest(v):
+    """Mean of the five smallest values that are not NaN; 0 where there is none."""
+    total, used = 0.0, 0
+    for _ in range(5):
+        least = -1
+        for k in range(9):
+            if v[k] == v[k] and (least < 0 or v[k] < v[least]):
+                least = k
+        if least >= 0:
+            total += v[least]
+            used += 1
+            v[least] = np.nan
+    return total / used if used > 0 else 0.0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _filter(bands, guide, sides, half, box, step, noise, darker):
+    count, ny, nx = bands.shape[0], bands.shape[1] - 2 * half, bands.shape[2] - 2 * half
+    out = np.empty((count, ny, nx))
+    # Each window as a list of offsets in the flattened image.
+    flat, planes, width = guide.ravel(), bands.reshape(count, -1), guide.shape[1]
+    offsets, lengths = np.zeros((9, sides[0].size), np.int64), np.zeros(9, np.int64)
+    for side in range(9):
+        for y in range(2 * half + 1):
+            for x in range(2 * half + 1):
+                if sides[side, y, x]:
+                    offsets[side, lengths[side]] = (y - half) * width + x - half
+                    lengths[side] += 1
+    mean_of, variance_of = np.full(guide.shape, np.nan), np.full(guide.shape, np.nan)
+    _box_statistics(guide, box // 2, mean_of, variance_of)
+    m, v, sums = np.empty(9), np.empty(9), np.empty(count)
+    for i in range(ny):
+        for j in range(nx):
+            centre = (i + half) * width + j + half
+            if np.isnan(flat[centre]):
+                out[:, i, j] = np.nan
+                continue
+            for k in range(9):
+                y, x = i + half + (k // 3 - 1) * step, j + half + (k % 3 - 1) * step
+                m[k], v[k] = mean_of[y, x], variance_of[y, x]
+            side = _side(m, darker)
+            n, total, squares = 0, 0.0, 0.0
+            sums[:] = 0.0
+            for o in offsets[side, : lengths[side]]:
+                if flat[centre + o] == flat[centre + o]:
+                    n += 1
+                    total += flat[centre + o]
+                    for b in range(count):
+                        sums[b] += planes[b, centre + o]
+            mean = total / n
+            for o in offsets[side, : lengths[side]]:
+                if flat[centre + o] == flat[centre + o]:
+                    squares += (flat[centre + o] - mean) ** 2
+            variance = squares / (n - 1) if n > 1 else 0.0
+            s2 = _five_smallest(v) if np.isnan(noise) else noise
+            signal = (variance - mean * mean * s2) / (1.0 + s2)
+            weight = signal / variance if variance > 0.0 and signal > 0.0 else 0.0
+            for b in range(count):
+                out[b, i, j] = sums[b] / n + weight * (planes[b, centre] - sums[b] / n)
+    return out
