@@ -1,0 +1,280 @@
+"""Partition of the labelled pixels into training, validation and test sets that share nothing (section 3.2).
+
+The paper groups parcels by a grid of 10 km blocks and gives whole blocks to a set, and is silent on patches:
+the 11 x 11 pixels around a sample at the border of a block reach into the next. Here each set owns a
+territory, its blocks with the whole of their parcels, and only pixels whose footprint (the patch around them)
+lies inside the territory of their set are drawn.
+"""
+
+import logging
+from itertools import combinations
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
+from scipy.spatial import cKDTree
+
+from cropnb.parcels import NO_CROP
+
+log = logging.getLogger(__name__)
+
+SETS = ("train", "validation", "test")
+ACROSS = 10_000  # a block's number is its row x ACROSS + its column
+RESTARTS, TRIES = 40, 5  # of the search for an assignment, and how many of those are laid on the raster
+HELP = "smaller blocks, another seed, a smaller fraction or patch, or merging classes would help"
+
+
+def blocks(parcels: gpd.GeoDataFrame, size_m: float, origin: tuple[float, float]) -> pd.Series:
+    """Return the block of each parcel, by parcel_id: the grid cell that holds its representative point.
+
+    origin: left and top of the grid (m). A block's number is its row times 10,000 plus its column.
+    """
+    point = parcels.representative_point()
+    column, row = np.floor((point.x - origin[0]) / size_m), np.floor((origin[1] - point.y) / size_m)
+    return pd.Series((row * ACROSS + column).to_numpy(np.int64), index=parcels["parcel_id"], name="block")
+
+
+def split(
+    labels: xr.Dataset,
+    parcels: gpd.GeoDataFrame,
+    *,
+    block_size: float,
+    fraction: float = 0.10,
+    shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    patch: int = 11,
+    tolerance: float = 0.01,
+    seed: int,
+) -> pd.DataFrame:
+    """Draw `fraction` of the labelled pixels, by class and in the ratio `shares`, from sets of whole blocks.
+
+    labels: parcel and crop (y, x) of `cropnb.parcels.rasterise`; blocks start at its upper left corner.
+    block_size: in metres. patch: side of a sample in pixels, odd. tolerance: largest difference between the
+    share of a class in a set and in all labelled pixels.
+
+    Returns a row a pixel: y, x (m), row, col, parcel_id, block, crop, set. Its `attrs` hold the parameters
+    and how many pixels were left out and why. Raises ValueError saying which constraint fails and what helps.
+    """
+    if patch % 2 == 0 or not 0 < fraction <= 1 or not np.isclose(sum(shares), 1) or min(shares) <= 0:
+        raise ValueError(f"{patch=} must be odd, {fraction=} in (0, 1], {shares=} positive with the sum 1")
+    rng, classes, shares = np.random.default_rng(seed), labels.attrs["classes"], np.asarray(shares)
+    pixels = _labelled(labels, parcels, block_size)
+    ids, block = np.unique(pixels["block"], return_inverse=True)
+    counts = np.zeros((len(ids), len(classes)))
+    np.add.at(counts, (block, pixels["code"]), 1)
+    _require_blocks(counts, classes, block_size)
+    wanted = np.maximum(np.rint(fraction * shares[:, None] * counts.sum(axis=0)), 1).astype(int)
+    best = None
+    for owner in _assignments(counts, shares, rng):
+        pixels["set"] = owner[block]
+        free, edge = _free(labels, pixels, dict(zip(ids, owner, strict=True)), block_size, patch)
+        available = np.zeros_like(wanted)
+        np.add.at(available, (pixels["set"][free], pixels["code"][free]), 1)
+        missing = np.clip(1 - available / wanted, 0, None).max()
+        if best is None or missing < best[0]:
+            best = missing, np.minimum(wanted, available), pixels.assign(free=free, edge=edge)
+        if not missing:
+            break
+    _, taken, pixels = best
+    where = f"with blocks of {block_size:g} m and {patch} x {patch} patches"
+    if none := [f"{classes[c]} in {SETS[s]}" for s, c in np.argwhere(taken == 0)]:
+        raise ValueError(f"{where} no pixel is left of {', '.join(none)}: {HELP}")
+    if (found := _deviation(taken, counts.sum(axis=0))) > tolerance:
+        raise ValueError(f"{where} class shares differ by {found:.3f}, more than {tolerance:g}: {HELP}")
+    if short := int((wanted - taken).sum()):
+        log.warning("%s %d of %d pixels could not be drawn: %s", where, short, wanted.sum(), HELP)
+    drawn = _draw(pixels[pixels["free"]], taken, labels, rng)
+    drawn.attrs = {"block_size": block_size, "fraction": fraction, "shares": shares.tolist(), "patch": patch}
+    drawn.attrs |= {"tolerance": tolerance, "seed": seed, "labelled": len(pixels), "blocks": len(ids)}
+    drawn.attrs |= {"footprint_leaves_the_grid": int(pixels["edge"].sum())}
+    drawn.attrs |= {"footprint_reaches_another_set": int((~pixels["free"] & ~pixels["edge"]).sum())}
+    drawn.attrs |= {"available": int(pixels["free"].sum()), "short": short}
+    return drawn
+
+
+def random_split(labels, parcels, like: pd.DataFrame, *, block_size: float, seed: int) -> pd.DataFrame:
+    """Draw as many pixels of each class and set as `like` has, anywhere: the split that leaks, to compare."""
+    rng, classes = np.random.default_rng(seed), labels.attrs["classes"]
+    wanted = np.array([[((like["set"] == s) & (like["crop"] == c)).sum() for c in classes] for s in SETS])
+    pixels = _labelled(labels, parcels, block_size).sample(frac=1, random_state=rng)
+    turn = pixels.groupby("code").cumcount().to_numpy()
+    # the first of a class are for training, the next for validation, the next for the test
+    pixels["set"] = (turn >= wanted.cumsum(axis=0)[:, pixels["code"]]).sum(axis=0)
+    return _draw(pixels[pixels["set"] < len(SETS)], wanted, labels, rng)
+
+
+def audit(
+    split: pd.DataFrame,
+    labels: xr.Dataset,
+    parcels: gpd.GeoDataFrame,
+    *,
+    block_size: float,
+    patch: int = 11,
+    fraction: float = 0.10,
+    shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    tolerance: float = 0.01,
+) -> pd.DataFrame:
+    """Check a split from its pixels alone, whatever made it: a row a check, what was found, what is allowed.
+
+    Parcel, block and crop are looked up anew at each pixel, and the footprints painted on the raster.
+    """
+    parcel, crop = (labels[name].values for name in ("parcel", "crop"))
+    classes, names = labels.attrs["classes"], np.full(256, "", object)
+    names[: len(classes)] = classes
+    row, col, group = split["row"].to_numpy(), split["col"].to_numpy(), split["set"].to_numpy()
+    block = _blocks_on(labels, parcels, block_size).reindex(parcel[row, col]).to_numpy()
+    true = pd.DataFrame({"parcel": parcel[row, col], "block": block, "crop": names[crop[row, col]], "set": group})
+    place = np.isclose(split["y"], labels["y"].values[row]) & np.isclose(split["x"], labels["x"].values[col])
+    named = (split["parcel_id"].to_numpy() == true["parcel"]) & (split["crop"].to_numpy() == true["crop"])
+    leaves = np.minimum(np.minimum(row, parcel.shape[0] - 1 - row), np.minimum(col, parcel.shape[1] - 1 - col))
+    checks = [
+        ("pixels whose place, parcel or crop is not the raster's", (~(place & named)).sum(), "at most", 0),
+        ("pixels drawn twice", split.duplicated(["row", "col"]).sum(), "at most", 0),
+        ("patches that leave the grid", (leaves < patch // 2).sum(), "at most", 0),
+    ]
+    for name in ("parcel", "block"):
+        pairs = true.drop_duplicates([name, "set"])
+        several = pairs[name][pairs[name].duplicated()].nunique()
+        checks.append((f"{name}s in more than one set", several, "at most", 0))
+    footprint, centre = {}, {}
+    for name in SETS:
+        centre[name] = np.column_stack([row, col])[group == name]
+        mask = np.zeros(parcel.shape, np.uint8)
+        mask[tuple(centre[name].T)] = 1
+        footprint[name] = maximum_filter(mask, patch, mode="constant").astype(bool)
+        others = true["parcel"][group != name].unique()
+        entered = np.isin(parcel[footprint[name]], others).sum()
+        checks.append((f"pixels of other sets' parcels under {name} patches", entered, "at most", 0))
+    for a, b in combinations(SETS, 2):
+        both = (footprint[a] & footprint[b]).sum()
+        distance = cKDTree(centre[a]).query(centre[b], p=np.inf)[0].min(initial=np.inf)
+        checks.append((f"pixels under patches of both {a} and {b}", both, "at most", 0))
+        checks.append((f"rows or columns between {a} and {b} centres", distance, "at least", patch))
+    population = np.bincount(crop[crop != NO_CROP], minlength=len(classes))
+    table = pd.crosstab(group, true["crop"]).reindex(index=SETS, columns=classes, fill_value=0).to_numpy()
+    sizes, least = table.sum(axis=1) / len(split), (table + 0.5) / (fraction * np.outer(shares, population))
+    checks += [
+        (
+            "difference of a class share from that in all labels",
+            _deviation(table, population),
+            "at most",
+            tolerance,
+        ),
+        (
+            "difference of a set's share from the one asked for",
+            abs(sizes - shares).max(),
+            "at most",
+            tolerance,
+        ),
+        (
+            "share of labelled pixels drawn",
+            len(split) / population.sum(),
+            "at least",
+            fraction * (1 - tolerance),
+        ),
+        ("drawn of the asked, class and set with the least", min(least.min(), 1), "at least", 0.9),
+    ]
+    frame = pd.DataFrame(checks, columns=["check", "found", "rule", "bound"]).astype({"found": float, "bound": float})
+    most = frame["rule"] == "at most"
+    frame["passed"] = np.where(most, frame["found"] <= frame["bound"], frame["found"] >= frame["bound"])
+    return frame
+
+
+def _corner(labels: xr.Dataset) -> tuple[float, float]:
+    """Left and top of the grid (m)."""
+    x, y = labels["x"].values, labels["y"].values
+    return float(x[0] - (x[1] - x[0]) / 2), float(y[0] - (y[1] - y[0]) / 2)
+
+
+def _blocks_on(labels, parcels, block_size) -> pd.Series:
+    """Return the block of each parcel by its part on the raster: none lies in a block outside."""
+    left, top = _corner(labels)
+    right, bottom = labels["x"].values[-1], labels["y"].values[-1]  # half a pixel inside, and so in the last block
+    part = parcels.geometry.clip_by_rect(left, bottom, right, top)
+    part = part.where(~part.is_empty, parcels.geometry)
+    return blocks(parcels.set_geometry(part), block_size, (left, top))
+
+
+def _labelled(labels, parcels, block_size) -> pd.DataFrame:
+    """Return row, col, code (position in the classes), parcel_id and block of each labelled pixel."""
+    row, col = np.nonzero(labels["crop"].values != NO_CROP)
+    code, ids = labels["crop"].values[row, col], labels["parcel"].values[row, col]
+    block = _blocks_on(labels, parcels, block_size).reindex(ids).to_numpy(float)
+    if not len(row) or np.isnan(block).any():
+        raise ValueError("the labels hold no pixel, or parcels that are not given: rasterise these parcels")
+    columns = {"row": row, "col": col, "code": code, "parcel_id": ids, "block": block.astype(np.int64)}
+    return pd.DataFrame(columns)
+
+
+def _require_blocks(counts, classes, block_size) -> None:
+    if len(counts) < len(SETS):
+        raise ValueError(f"{len(counts)} blocks of {block_size:g} m hold parcels, three sets need three: {HELP}")
+    few = {c: int(n) for c, n in zip(classes, (counts > 0).sum(axis=0), strict=True) if n < len(SETS)}
+    if few:
+        raise ValueError(f"classes in fewer than three blocks of {block_size:g} m (blocks of each) {few}: {HELP}")
+
+
+def _deviation(table, population) -> float:
+    """Largest difference between the share of a class in a set (row of `table`) and in the population."""
+    return float(abs(table / table.sum(axis=1, keepdims=True) - population / population.sum()).max())
+
+
+def _assignments(counts, shares, rng) -> list[np.ndarray]:
+    """Return sets for the blocks, best first: every class as near to `shares` as whole blocks allow.
+
+    A seeded search that moves one block at a time. StratifiedGroupKFold makes equal folds in one greedy pass;
+    where borders leave a rare class too few pixels it has no second assignment to try.
+    """
+    target, one = shares[:, None] * counts.sum(axis=0), np.eye(len(SETS))
+    found = {}
+    for _ in range(RESTARTS):
+        owner, changed = rng.choice(len(SETS), len(counts), p=shares), True
+        totals = one[owner].T @ counts
+        while changed:
+            changed = False
+            for i in rng.permutation(len(counts)):
+                totals[owner[i]] -= counts[i]
+                trial = totals + one[:, :, None] * counts[i]  # (choice, set, class)
+                cost = ((trial / target - 1) ** 2 + 1e6 * (trial < 0.5)).sum(axis=(1, 2))
+                if cost.min() < cost[owner[i]] - 1e-9:
+                    owner[i], changed = cost.argmin(), True
+                totals[owner[i]] += counts[i]
+        found[tuple(owner)] = cost.min()
+    return [np.array(owner) for owner in sorted(found, key=found.get)[:TRIES]]
+
+
+def _free(labels, pixels, owners: dict, block_size, patch) -> tuple[np.ndarray, np.ndarray]:
+    """Return which pixels have their footprint in their own set's territory, and which leave the grid.
+
+    The territories share out every pixel of the grid: a parcel's go with it, others with their block, and those
+    of a block without parcels with the nearest that has some. So footprints in two territories share no pixel.
+    """
+    left, top = _corner(labels)
+    row = np.floor((top - labels["y"].values) / block_size).astype(int)
+    column = np.floor((labels["x"].values - left) / block_size).astype(int)
+    cells = np.full((row.max() + 1, column.max() + 1), len(SETS), np.uint8)
+    for block, owner in owners.items():
+        i, j = divmod(block, ACROSS)
+        if 0 <= i < cells.shape[0] and 0 <= j < cells.shape[1]:
+            cells[i, j] = owner
+    nearest = distance_transform_edt(cells == len(SETS), return_distances=False, return_indices=True)
+    territory = cells[tuple(nearest)][np.ix_(row, column)]
+    place = pixels["row"].to_numpy(), pixels["col"].to_numpy()
+    territory[place] = pixels["set"]
+    alone = minimum_filter(territory, patch) == maximum_filter(territory, patch)
+    margins = [np.minimum(at, size - 1 - at) for at, size in zip(place, territory.shape, strict=True)]
+    edge = np.minimum(*margins) < patch // 2
+    return alone[place] & ~edge, edge
+
+
+def _draw(pixels, wanted, labels, rng) -> pd.DataFrame:
+    """Draw `wanted` (set, class) of the pixels without replacement, as a table of samples."""
+    pixels = pixels.sample(frac=1, random_state=rng)
+    turn = pixels.groupby(["set", "code"]).cumcount()
+    drawn = pixels[turn < wanted[pixels["set"], pixels["code"]]].sort_values(["row", "col"])
+    row, col = (drawn[name].to_numpy(np.int32) for name in ("row", "col"))
+    table = {"y": labels["y"].values[row].astype(float), "x": labels["x"].values[col].astype(float)}
+    table |= {"row": row, "col": col} | {name: drawn[name].to_numpy(np.int64) for name in ("parcel_id", "block")}
+    table |= {"crop": np.array(labels.attrs["classes"], object)[drawn["code"]]}
+    return pd.DataFrame(table | {"set": np.array(SETS, object)[drawn["set"]]})

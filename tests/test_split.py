@@ -1,0 +1,241 @@
+"""No parcel, block or patch footprint is shared between sets, and the audit would notice if one were."""
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+from shapely.affinity import rotate
+from shapely.geometry import box
+from sklearn.model_selection import StratifiedGroupKFold
+
+from cropnb.parcels import rasterise
+from cropnb.split import SETS, _assignments, audit, blocks, random_split, split
+
+CLASSES = ("maize", "soybean", "wheat", "other")
+CRS, LEFT, TOP = "EPSG:32652", 600_000, 5_302_000
+SHARED = ["parcels in more", "blocks in more", "pixels of other", "pixels under", "rows or columns"]
+
+
+def region(seed=0, size=2000, cell=95, shares=(0.3, 0.5, 0.08, 0.12), empty=0.1):
+    """Turned parcels of about `cell` m on a square of `size` m, crops at random, and their raster."""
+    rng = np.random.default_rng(seed)
+    shapes = [
+        rotate(box(x, y, x + cell * rng.uniform(0.7, 1.4), y + cell * 0.9), 12, origin=(LEFT, TOP))
+        for y in np.arange(TOP - size - 500, TOP + 500, cell)
+        for x in np.arange(LEFT - 500, LEFT + size + 500, cell * 1.45)
+    ]
+    extent = box(LEFT, TOP - size, LEFT + size, TOP)
+    shapes = [shape for shape in shapes if shape.intersects(extent) and rng.random() > empty]
+    crops = rng.choice(CLASSES, len(shapes), p=shares)
+    columns = {"parcel_id": np.arange(1, len(shapes) + 1), "crop": crops.astype(object)}
+    parcels = gpd.GeoDataFrame(columns, geometry=shapes, crs=CRS)
+    return parcels, rasterise(parcels, GeoBox.from_bbox(extent.bounds, CRS, resolution=10), CLASSES)
+
+
+@pytest.fixture(scope="module")
+def made():
+    parcels, labels = region()
+    return parcels, labels, split(labels, parcels, block_size=400, seed=1)
+
+
+def failed(report):
+    return report.loc[~report["passed"], "check"].tolist()
+
+
+def found(report, check):
+    return report.loc[report["check"].str.startswith(check), "found"].item()
+
+
+def footprint(samples, patch):
+    """The pixels under the patches, one by one."""
+    half = range(-(patch // 2), patch // 2 + 1)
+    return {(r + i, c + j) for r, c in zip(samples["row"], samples["col"], strict=True) for i in half for j in half}
+
+
+def test_a_parcel_lies_in_the_block_of_its_representative_point():
+    shapes = [box(0, -90, 90, 0), box(950, -90, 1090, 0), box(990, -1990, 1400, -1010), box(-50, 20, -10, 40)]
+    parcels = gpd.GeoDataFrame({"parcel_id": [4, 3, 2, 1]}, geometry=shapes, crs=CRS)
+    assert blocks(parcels, 1000, (0, 0)).to_dict() == {4: 0, 3: 1, 2: 10_001, 1: -10_001}
+
+
+def test_columns_types_and_places(made):
+    parcels, _labels, result = made
+    assert result.dtypes.astype(str).drop(["crop", "set"]).to_dict() == {
+        "y": "float64", "x": "float64", "row": "int32", "col": "int32", "parcel_id": "int64",
+        "block": "int64",
+    }  # fmt: skip
+    assert set(result["set"]) == set(SETS)
+    points = gpd.GeoSeries(gpd.points_from_xy(result["x"], result["y"]), crs=CRS)
+    own = parcels.set_index("parcel_id").geometry.reindex(result["parcel_id"])
+    assert own.reset_index(drop=True).covers(points).all()
+    crops = parcels.set_index("parcel_id")["crop"].reindex(result["parcel_id"])
+    assert (crops.to_numpy() == result["crop"].to_numpy()).all()
+
+
+def test_the_split_survives_the_disc(made, tmp_path):
+    result = made[2]
+    result.to_parquet(tmp_path / "split.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "split.parquet"), result, check_dtype=False)
+
+
+def test_pixel_by_pixel_no_footprint_is_shared(made):
+    _, labels, result = made
+    under = {name: footprint(rows, 11) for name, rows in result.groupby("set")}
+    assert not under["train"] & under["test"]
+    assert not under["train"] & under["validation"]
+    assert not under["validation"] & under["test"]
+    for name in SETS:  # and none reaches a parcel that another set learns or is judged from
+        other = set(result.loc[result["set"] != name, "parcel_id"])
+        assert not other & {labels["parcel"].values[place] for place in under[name]}
+
+
+def test_ratio_shares_and_fraction(made):
+    _, labels, result = made
+    population = pd.Series(labels["crop"].values[labels["crop"].values < 255]).value_counts().sort_index()
+    counts = pd.crosstab(result["set"], result["crop"]).reindex(index=SETS, columns=CLASSES)
+    expected = 0.1 * np.outer([0.6, 0.2, 0.2], population)
+    assert abs(counts.to_numpy() - expected).max() <= 0.5
+
+
+def test_what_was_left_out_adds_up(made):
+    _, labels, result = made
+    left_out = result.attrs["footprint_leaves_the_grid"] + result.attrs["footprint_reaches_another_set"]
+    assert result.attrs["labelled"] == int((labels["crop"] < 255).sum()) == left_out + result.attrs["available"]
+    assert result.attrs["short"] == 0
+
+
+def test_the_same_seed_gives_the_same_split_whatever_the_order_of_the_parcels(made):
+    parcels, labels, result = made
+    pd.testing.assert_frame_equal(split(labels, parcels, block_size=400, seed=1), result)
+    shuffled = parcels.sample(frac=1, random_state=3)
+    pd.testing.assert_frame_equal(split(labels, shuffled, block_size=400, seed=1), result)
+    assert not split(labels, parcels, block_size=400, seed=2)["set"].equals(result["set"])
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    seed=st.integers(0, 10_000),
+    block_size=st.sampled_from([300, 400, 500]),
+    patch=st.sampled_from([1, 5, 11]),
+    fraction=st.floats(0.02, 0.12),
+)
+def test_our_splits_pass_the_audit_and_random_ones_fail(seed, block_size, patch, fraction):
+    parcels, labels = region(seed)
+    options = {"block_size": block_size, "patch": patch, "fraction": fraction}
+    result = split(labels, parcels, **options, seed=seed)
+    assert failed(audit(result, labels, parcels, **options)) == []
+    random = audit(random_split(labels, parcels, result, block_size=block_size, seed=seed), labels, parcels, **options)
+    assert found(random, "parcels in more") > 0
+    assert found(random, "blocks in more") > 0
+    if patch > 1:
+        assert all(any(check.startswith(s) for check in failed(random)) for s in SHARED)
+
+
+def test_the_audit_finds_each_kind_of_leak(made):
+    parcels, labels, result = made
+    check = {"labels": labels, "parcels": parcels, "block_size": 400}
+    assert failed(audit(result, **check)) == []
+    # Whole parcels dealt out at random: no parcel is shared, blocks and footprints are.
+    deal = pd.Series(np.random.default_rng(0).choice(SETS, 100_000, p=[0.6, 0.2, 0.2]))
+    report = audit(result.assign(set=deal.reindex(result["parcel_id"]).to_numpy()), **check)
+    assert found(report, "parcels in more") == 0
+    assert found(report, "blocks in more") > 0
+    assert found(report, "pixels under patches of both train and test") > 0
+    # Whole blocks without a buffer, as published: no parcel or block is shared, footprints are.
+    bare = split(labels, parcels, block_size=400, patch=1, fraction=0.5, seed=1)
+    report = audit(bare, **check, fraction=0.5)
+    assert found(report, "parcels in more") == found(report, "blocks in more") == 0
+    assert found(report, "pixels under patches of both train and test") > 0
+    under = {name: footprint(rows, 11) for name, rows in bare.groupby("set")}
+    grid = {(r, c) for r in range(200) for c in range(200)}
+    shared = len(under["train"] & under["test"] & grid)
+    assert found(report, "pixels under patches of both train and test") == shared
+
+
+def test_the_audit_finds_wrong_rows_and_wrong_shares(made):
+    parcels, labels, result = made
+    check = {"labels": labels, "parcels": parcels, "block_size": 400}
+    wrong = result.copy()
+    wrong.loc[0, "crop"] = "rice"
+    wrong.loc[1, "x"] += 10
+    wrong.loc[2, "parcel_id"] += 1
+    assert found(audit(wrong, **check), "pixels whose place") == 3
+    twice = pd.concat([result, result.iloc[:4]], ignore_index=True)
+    assert found(audit(twice, **check), "pixels drawn twice") == 4
+    no_wheat = result[(result["set"] != "test") | (result["crop"] != "wheat")].reset_index(drop=True)
+    report = audit(no_wheat, **check)
+    assert found(report, "drawn of the asked") < 0.1
+    assert "difference of a class share from that in all labels" in failed(report)
+
+
+def test_a_larger_patch_needs_a_split_of_its_own(made):
+    parcels, labels, result = made
+    assert any("pixels under" in name for name in failed(audit(result, labels, parcels, block_size=400, patch=21)))
+
+
+def test_assignments_are_no_worse_than_stratified_group_k_fold():
+    rng = np.random.default_rng(5)
+    counts = rng.poisson(rng.gamma(1, [[300, 600, 30, 60]], (36, 4))).astype(float)
+    shares = np.array([0.6, 0.2, 0.2])
+    group, code = (a.ravel() for a in np.indices(counts.shape))
+    repeat = counts.ravel().astype(int)
+    group, code = group.repeat(repeat), code.repeat(repeat)
+    folds = [np.unique(group[test]) for _, test in StratifiedGroupKFold(5).split(code, code, group)]
+    theirs = np.zeros(36, int)
+    theirs[folds[3]], theirs[folds[4]] = 1, 2
+
+    def misfit(owner):
+        return ((np.eye(3)[owner].T @ counts / (shares[:, None] * counts.sum(axis=0)) - 1) ** 2).sum()
+
+    assert misfit(_assignments(counts, shares, rng)[0]) <= misfit(theirs)
+
+
+def test_no_block_lies_outside_the_raster(made):
+    parcels, _, result = made
+    outside = ~parcels.representative_point().within(box(LEFT, TOP - 2000, LEFT + 2000, TOP))
+    assert outside.any()
+    assert result["block"].isin([row * 10_000 + column for row in range(5) for column in range(5)]).all()
+
+
+def test_constraints_that_cannot_be_met_are_named():
+    parcels, labels = region()
+    with pytest.raises(ValueError, match=r"1 blocks of 5000 m hold parcels.*smaller blocks"):
+        split(labels, parcels, block_size=5000, seed=0)
+    north = parcels.geometry.representative_point().y > TOP - 400
+    lone = parcels.assign(crop=parcels["crop"].where((parcels["crop"] != "wheat") | north, "maize"))
+    grid = labels.odc.geobox
+    with pytest.raises(ValueError, match=r"fewer than three blocks of 1000 m .* {'wheat': 2}.*merging classes"):
+        split(rasterise(lone, grid, CLASSES), lone, block_size=1000, seed=0)
+    with pytest.raises(ValueError, match=r"blocks of 200 m and 31 x 31 patches no pixel is left of .*smaller"):
+        split(labels, parcels, block_size=200, patch=31, seed=0)
+    with pytest.raises(ValueError, match=r"class shares differ by 0.0\d\d, more than 1e-06.*another seed"):
+        split(labels, parcels, block_size=400, tolerance=1e-6, seed=0)
+
+
+def test_a_shortage_is_said_and_audited(made, caplog):
+    parcels, labels, _ = made
+    result = split(labels, parcels, block_size=400, fraction=0.9, tolerance=0.2, seed=0)
+    assert result.attrs["short"] > 0
+    assert "pixels could not be drawn" in caplog.text
+    report = audit(result, labels, parcels, block_size=400, fraction=0.9, tolerance=0.2)
+    assert "drawn of the asked, class and set with the least" in failed(report)
+    assert not [name for name in failed(report) if any(name.startswith(s) for s in SHARED)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"patch": 10}, {"fraction": 0}, {"fraction": 1.5}, {"shares": (0.5, 0.2, 0.2)}, {"shares": (1, 0, 0)}],
+)
+def test_impossible_parameters_are_refused(made, wrong):
+    parcels, labels, _ = made
+    with pytest.raises(ValueError, match=r"must be odd"):
+        split(labels, parcels, block_size=400, seed=0, **wrong)
+
+
+def test_labels_of_other_parcels_are_refused(made):
+    parcels, labels, _ = made
+    with pytest.raises(ValueError, match=r"rasterise these parcels"):
+        split(labels, parcels.iloc[5:], block_size=400, seed=0)
