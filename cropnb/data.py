@@ -9,11 +9,11 @@ import logging
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urljoin, urlsplit
 
-import pooch
 import requests
 import yaml
 from pydantic import (
@@ -26,6 +26,10 @@ from pydantic import (
     model_validator,
 )
 from tqdm import tqdm
+
+with warnings.catch_warnings():  # in a notebook without widgets, pooch's progress bar says so at import
+    warnings.filterwarnings("ignore", "IProgress not found")
+    import pooch
 
 logger = logging.getLogger(__name__)
 

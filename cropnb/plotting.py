@@ -143,3 +143,24 @@ def _load_bokeh() -> None:
 
         display(HTML(INLINE.render_js()))
         _load_bokeh.done = True
+
+
+def seasonal(values, crops: Sequence[str], ax=None):
+    """One band's season by crop: the median as a line, the middle half of the points as a band.
+
+    Parameters
+    ----------
+    values
+        DataArray (point, month) in the unit the y axis names.
+    crops
+        Crop of each point.
+    """
+    ax = ax or plt.gca()
+    crops = np.asarray(crops)
+    names = [crop for crop in PALETTE if crop in crops] + sorted(set(crops) - set(PALETTE))
+    for crop, colour in palette(names).items():
+        low, middle, high = np.quantile(values.transpose("point", "month").values[crops == crop], (0.25, 0.5, 0.75), 0)
+        ax.fill_between(values["month"], low, high, color=colour, alpha=0.2, linewidth=0)
+        ax.plot(values["month"], middle, color=colour, label=crop)
+    ax.set_xlabel("month")
+    return ax

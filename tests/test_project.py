@@ -62,7 +62,11 @@ def test_profiles_fit_the_chapters(root, name):
     book = chapters.all_chapters()
     chapters.check_profile(profile, book)
     for chapter in book:
-        assert chapters.parameters(chapter, profile)["build"] == f"_build/{name}"
+        given = chapters.parameters(chapter, profile)
+        assert {"profile", "seed"} <= set(given)
+        # whoever reads or writes artefacts does so below the profile's own folder
+        assert "build" in given or not chapter.reads + chapter.writes
+        assert given.get("build", f"_build/{name}") == f"_build/{name}"
 
 
 def test_what_a_chapter_reads_another_writes():

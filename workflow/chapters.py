@@ -144,9 +144,11 @@ def check_parameters(source: Path, given: dict[str, object]) -> dict[str, object
 
 
 def parameters(chapter: Chapter, profile: dict) -> dict[str, object]:
-    """A chapter's parameters in a profile: the common ones and its own, checked."""
+    """A chapter's parameters in a profile: the common ones that it takes, and its own, checked."""
     own = profile.get("chapters", {}).get(chapter.name) or {}
-    return check_parameters(chapter.source, {**profile["parameters"], **own})
+    known = defaults(chapter.source)
+    common = {name: value for name, value in profile["parameters"].items() if name in known}
+    return check_parameters(chapter.source, common | own)
 
 
 def check_profile(profile: dict, chapters: list[Chapter]) -> None:

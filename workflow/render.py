@@ -6,6 +6,7 @@ Prose pages are Jinja templates: ``value`` and ``figure`` bring what a chapter c
 
 import ast
 import base64
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,18 @@ def without_loaders(notebook) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not any("holoviews" in mime for mime in o.get("data", ()))]
+
+
+def own_citations(notebook, name: str) -> None:
+    """Give a chapter's citations keys of its own, so that they lead to the list at its end, not to another page's."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(
+                r"(\{cite(?::\w+)?\}`)([^`]+)`",
+                lambda m: m[1] + ",".join(f"{name}-{key.strip()}" for key in m[2].split(",")) + "`",
+                cell.source,
+            )
+            cell.source = cell.source.replace("```{bibliography}", f"```{{bibliography}}\n:keyprefix: {name}-")
 
 
 def run_of(notebook) -> dict:
@@ -126,11 +139,13 @@ def stage(build: Path, folder: Path) -> None:
 
     def value(chapter: str, name: str, form: str = "") -> str:
         found = glued(notebooks[chapter])
-        return format(found[name], form) if name in found else NOT_AVAILABLE
+        if name not in found and run_of(notebooks[chapter])["missing"]:
+            return NOT_AVAILABLE
+        return format(found[name], form)
 
     def figure(chapter: str, name: str, alt: str, caption: str) -> str:
         png = picture(notebooks[chapter], name)
-        if png is None:
+        if png is None and run_of(notebooks[chapter])["missing"]:
             return f"*{alt} {NOT_AVAILABLE}*"
         (folder / f"book/_static/{name}.png").write_bytes(png)
         return f"```{{figure}} /book/_static/{name}.png\n:alt: {alt}\n\n{caption}\n```"
@@ -151,6 +166,7 @@ def stage(build: Path, folder: Path) -> None:
     (folder / "notebooks").mkdir()
     for name, notebook in notebooks.items():
         without_loaders(notebook)
+        own_citations(notebook, name)
         notebook.cells.append(nbformat.v4.new_markdown_cell(run_line(name, run_of(notebook))))
         # Only what the page needs: the front matter's own keys would be rendered as page metadata.
         notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
