@@ -101,7 +101,8 @@ def elsewhere():
     """The steps of `torch_steps` in a process of their own: PyTorch and TensorFlow in one crash each other."""
     worker = subprocess.Popen(
         [sys.executable, *sys.argv, "--torch-worker"],
-        env=os.environ | {"KERAS_BACKEND": "torch"},
+        # Threads that spin at barriers while others hold a core make it up to ten times slower.
+        env=os.environ | {"KERAS_BACKEND": "torch", "OMP_WAIT_POLICY": "PASSIVE"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -143,7 +144,8 @@ def compare(contenders, repeats):
         ours = next(iter(medians.values()))
         for name, median in medians.items():
             ratio = f"{median / ours:5.2f} x"
-            print(f"  {task:13}  {name:13} {median:8.3f} s  {ratio}   first call {first[name]:6.1f} s", flush=True)
+            spread = f"{min(times[name]):.3f} to {max(times[name]):.3f} s"
+            print(f"  {task:13}  {name:10} {median:7.3f} s ({spread})  {ratio}   first call {first[name]:.1f} s")
 
 
 def main():
