@@ -89,7 +89,7 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
         if error.ename != "DataUnavailable":
             reason.write_text(f"{explain(source, error)}\nThe notebook as far as it came: {failed}\n")
             raise
-        missing = [error.evalue]
+        missing = [error.evalue.replace(f"{ROOT}/", "")]
     notebook = nbformat.read(failed, as_version=4)
     if missing:
         notebook = without_data(deepcopy(read_notebook(source)), missing[0])
