@@ -114,19 +114,20 @@ def versions_table(notebooks: dict) -> str:
     return "\n".join(rows + [f"| {package} | {', '.join(sorted(found))} |" for package, found in seen.items()])
 
 
-def datasets_table() -> str:
-    """Markdown table of the data manifest, and whether each data set was there."""
-    rows = [
-        "| Data set | What it is | Files | Size | Licence | Source | In this build |",
-        "|---|---|--:|--:|---|---|---|",
-    ]
+def datasets_list() -> str:
+    """Markdown definition list of the data manifest, with whether each data set was there."""
+    entries = []
     for name, dataset in data.load_manifest().datasets.items():
-        megabytes = sum(file.bytes for file in dataset.files) / 1e6
-        rows.append(
-            f"| `{name}` | {dataset.what} | {len(dataset.files)} | {megabytes:.1f} MB | {dataset.licence} "
-            f"| {dataset.citation} | {'yes' if data.is_available(name) else 'no'} |"
+        size = f"{len(dataset.files)} files, {sum(file.bytes for file in dataset.files) / 1e6:.1f} MB"
+        there = "in this build" if data.is_available(name) else "not in this build"
+        lines = (
+            f"`{name}` ({size}, {there})",
+            dataset.what,
+            f"Licence: {dataset.licence}",
+            f"Source: {dataset.citation}",
         )
-    return "\n".join(rows)
+        entries.append("\n: ".join(line.strip() for line in lines))
+    return "\n\n".join(entries)
 
 
 def stage(build: Path, folder: Path) -> None:
@@ -158,7 +159,7 @@ def stage(build: Path, folder: Path) -> None:
         "figure": figure,
         "status": lambda: status_table(notebooks),
         "versions": lambda: versions_table(notebooks),
-        "datasets": datasets_table,
+        "datasets": datasets_list,
     }
     for page in (ROOT / "book").glob("*.md"):
         text = environment.get_template(f"book/{page.name}").render()
