@@ -145,7 +145,7 @@ class AugmentedDataset(keras.utils.PyDataset):
         patches, labels = self._samples(columns[0])
         if self.method == "oversampling":
             turn = columns[1]
-            rng = np.random.default_rng([self.seed, epoch, index])
+            rng = np.random.default_rng([self.seed, epoch, 1 + index])  # 0 would be the epoch's own stream
             angles, flips = rng.uniform(-180, 180, turn.size), rng.random(turn.size) < 0.5
             patches[turn] = rotate_flip(patches[turn], angles[turn], flips[turn])
             return patches, labels

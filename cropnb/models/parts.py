@@ -44,7 +44,7 @@ def probabilities(x, num_classes, **kwargs):
 class Conv3D(keras.layers.Conv3D):
     """Keras's Conv3D over (time, y, x), computed as a 2-D convolution of neighbouring dates side by side.
 
-    Same weights and numbers, but two to three times faster on a CPU, where 3-D convolutions are slow.
+    Same weights and numbers, faster on a CPU, where the 3-D convolution is slow.
     Strides and dilation are one, channels last.
     """
 

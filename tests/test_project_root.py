@@ -1,0 +1,21 @@
+"""A chapter finds the project's root from wherever its kernel starts."""
+
+from pathlib import Path
+
+import pytest
+
+from cropnb import project
+
+
+def test_enters_the_nearest_root_above(tmp_path, monkeypatch):
+    (tmp_path / "data_manifest.yaml").touch()
+    inside = tmp_path / "notebooks" / "drafts"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    assert project.enter() == Path.cwd() == tmp_path
+
+
+def test_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"No data_manifest\.yaml in .*; open the notebook inside a checkout"):
+        project.enter()
