@@ -20,7 +20,7 @@ import rasterio
 import rioxarray  # noqa: F401  (the .rio accessor)
 import xarray as xr
 from rasterio.windows import Window
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from cropnb import polarimetry, speckle
 
@@ -259,8 +259,18 @@ def scenario(cube_path: str | Path, name: str) -> xr.DataArray:
     return steps.rename("features")
 
 
-def fit_scaler(steps: xr.DataArray, rows: Sequence[int], columns: Sequence[int]) -> dict:
-    """Global minimum and maximum of each sensor's channels over all dates, at the training pixels alone.
+def complete(cube_path: str | Path) -> xr.DataArray:
+    """Whether a pixel (y, x) has a value on every date of every sensor, so that any scenario can use it."""
+    whole = True
+    for sensor in FEATURES:
+        group = open_cube(cube_path, sensor)
+        for name in FEATURES[sensor]:
+            whole = whole & np.isfinite(group[name]).all("time")
+    return whole.compute()
+
+
+def fit_scaler(steps: xr.DataArray, rows: Sequence[int], columns: Sequence[int], method: str = "min-max") -> dict:
+    """Linear scale of each sensor's channels over all dates, from the training pixels alone.
 
     Parameters
     ----------
@@ -268,12 +278,17 @@ def fit_scaler(steps: xr.DataArray, rows: Sequence[int], columns: Sequence[int])
         Unscaled scenario (time, y, x, feature).
     rows, columns
         Pixels of the training samples, and of no other set.
+    method
+        "min-max" (paper, section 3.1): the smallest value becomes 0, the largest 1. "standard": the mean becomes
+        0, the mean and a standard deviation 1.
 
     Returns
     -------
     dict
-        sensor -> {"channels", "minimum", "maximum"}, ready for `scale` and `save_scaler`.
+        sensor -> {"channels", "zero", "one"} (values that become 0 and 1), for `scale` and `save_scaler`.
     """
+    if method not in ("min-max", "standard"):
+        raise ValueError(f"Unknown scaling {method!r}: choose 'min-max' or 'standard'.")
     rows, columns = (xr.DataArray(np.asarray(index), dims="sample") for index in (rows, columns))
     picked = steps.isel(y=rows, x=columns).transpose("time", "sample", "feature").compute()
     scaler = {}
@@ -281,14 +296,18 @@ def fit_scaler(steps: xr.DataArray, rows: Sequence[int], columns: Sequence[int])
         values = picked.values[picked.sensor.values == sensor].reshape(-1, picked.sizes["feature"])
         if not np.isfinite(values).any(axis=0).all():
             raise ValueError(f"No training pixel has a valid {sensor} value: check the cube and the split.")
-        fitted = MinMaxScaler().fit(values)
-        limits = {"minimum": fitted.data_min_.tolist(), "maximum": fitted.data_max_.tolist()}
-        scaler[sensor] = {"channels": list(steps.attrs[sensor]), **limits}
+        if method == "min-max":
+            fitted = MinMaxScaler().fit(values)
+            zero, one = fitted.data_min_, fitted.data_max_
+        else:
+            fitted = StandardScaler().fit(values)
+            zero, one = fitted.mean_, fitted.mean_ + fitted.scale_
+        scaler[sensor] = {"channels": list(steps.attrs[sensor]), "zero": zero.tolist(), "one": one.tolist()}
     return scaler
 
 
 def scale(steps: xr.DataArray, scaler: Mapping) -> xr.DataArray:
-    """Scale a scenario by `fit_scaler`'s limits: training values lie in 0-1, others may leave it; lazy."""
+    """Scale a scenario by `fit_scaler`'s values; lazy."""
     sensors = steps.sensor.values.tolist()
     for sensor in dict.fromkeys(sensors):
         fitted, shown = scaler.get(sensor, {}).get("channels"), list(steps.attrs[sensor])
@@ -296,7 +315,7 @@ def scale(steps: xr.DataArray, scaler: Mapping) -> xr.DataArray:
             raise ValueError(f"The scaler was fitted to {fitted} but {sensor} shows {shown}: fit it again.")
     low, high = (
         xr.DataArray(np.array([scaler[s][limit] for s in sensors], dtype="float32"), dims=("time", "feature"))
-        for limit in ("minimum", "maximum")
+        for limit in ("zero", "one")
     )
     span = (high - low).where(high > low, 1)
     return ((steps - low) / span).transpose(*steps.dims).assign_attrs(steps.attrs, scaled=1)

@@ -84,6 +84,24 @@ def usable(array, table, size):
     return table[whole].reset_index(drop=True), dropped
 
 
+def thin(split, **counts):
+    """About `counts` (train=, validation=, test=) rows of each set of a split, stratified by crop; 0 keeps all.
+
+    Always the same rows of the same split, so that runs with other seeds are judged on the same samples.
+    Raises ValueError for a negative count or another set.
+    """
+    if wrong := {name: n for name, n in counts.items() if name not in SETS or n < 0}:
+        raise ValueError(f"samples to keep are {wrong}; give counts from 0 (all) for {', '.join(SETS)}")
+    rng, kept = np.random.default_rng(0), []
+    for name in SETS:
+        rows = split[split["set"] == name]
+        share = min(1, (counts.get(name) or len(rows)) / max(len(rows), 1))
+        for _, members in rows.groupby("crop"):  # at least one of each crop, however rare
+            number = min(len(members), max(1, round(share * len(members))))
+            kept.append(rng.choice(members.index, number, replace=False))
+    return split.loc[np.sort(np.concatenate(kept))]
+
+
 class PatchDataset(keras.utils.PyDataset):
     """Batches of patches (batch, time, size, size, 3) float32 and one-hot labels (batch, classes) float32.
 
@@ -181,6 +199,8 @@ def load(scenario, split, classes, *, seed, path=None, **options):
         off = np.abs(centres[position] - split[axis]).max()
         if off > abs(centres[1] - centres[0]) / 2:
             raise ValueError(f"the split is {off:g} m off the cube along {axis}; remake the split")
+    if (patch := split.attrs.get("patch")) and options.get("size", 11) > patch:
+        raise ValueError(f"the split keeps patches of {patch} pixels apart, not of {options['size']}; remake it")
     array = materialise(scenario, path)
     parts = (split[split["set"] == name] for name in SETS)
     return tuple(

@@ -44,14 +44,16 @@ def split(
     fraction: float = 0.10,
     shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
     patch: int = 11,
+    complete: np.ndarray | None = None,
     tolerance: float = 0.01,
     seed: int,
 ) -> pd.DataFrame:
     """Draw `fraction` of the labelled pixels, by class and in the ratio `shares`, from sets of whole blocks.
 
     labels: parcel and crop (y, x) of `cropnb.parcels.rasterise`; blocks start at its upper left corner.
-    block_size: in metres. patch: side of a sample in pixels, odd. tolerance: largest difference between the
-    share of a class in a set and in all labelled pixels.
+    block_size: in metres. patch: side of a sample in pixels, odd. complete (y, x): which pixels have values on
+    all dates; a sample's whole patch must (section 4.4). tolerance: largest difference between the share of a
+    class in a set and in all labelled pixels.
 
     Returns a row a pixel: y, x (m), row, col, parcel_id, block, crop, set. Its `attrs` hold the parameters
     and how many pixels were left out and why. Raises ValueError saying which constraint fails and what helps.
@@ -60,6 +62,10 @@ def split(
         raise ValueError(f"{patch=} must be odd, {fraction=} in (0, 1], {shares=} positive with the sum 1")
     rng, classes, shares = np.random.default_rng(seed), labels.attrs["classes"], np.asarray(shares)
     pixels = _labelled(labels, parcels, block_size)
+    complete = np.ones(labels["crop"].shape, bool) if complete is None else np.asarray(complete)
+    if complete.shape != labels["crop"].shape:
+        raise ValueError(f"complete is {complete.shape}, the labels are {labels['crop'].shape}: give one grid")
+    whole = minimum_filter(complete, patch)[pixels["row"], pixels["col"]]
     ids, block = np.unique(pixels["block"], return_inverse=True)
     counts = np.zeros((len(ids), len(classes)))
     np.add.at(counts, (block, pixels["code"]), 1)
@@ -69,11 +75,12 @@ def split(
     for owner in _assignments(counts, shares, rng):
         pixels["set"] = owner[block]
         free, edge = _free(labels, pixels, dict(zip(ids, owner, strict=True)), block_size, patch)
+        alone, free = free, free & whole
         available = np.zeros_like(wanted)
         np.add.at(available, (pixels["set"][free], pixels["code"][free]), 1)
         missing = np.clip(1 - available / wanted, 0, None).max()
         if best is None or missing < best[0]:
-            best = missing, np.minimum(wanted, available), pixels.assign(free=free, edge=edge)
+            best = missing, np.minimum(wanted, available), pixels.assign(free=free, edge=edge, alone=alone)
         if not missing:
             break
     _, taken, pixels = best
@@ -88,7 +95,8 @@ def split(
     drawn.attrs = {"block_size": block_size, "fraction": fraction, "shares": shares.tolist(), "patch": patch}
     drawn.attrs |= {"tolerance": tolerance, "seed": seed, "labelled": len(pixels), "blocks": len(ids)}
     drawn.attrs |= {"footprint_leaves_the_grid": int(pixels["edge"].sum())}
-    drawn.attrs |= {"footprint_reaches_another_set": int((~pixels["free"] & ~pixels["edge"]).sum())}
+    drawn.attrs |= {"footprint_reaches_another_set": int((~pixels["alone"] & ~pixels["edge"]).sum())}
+    drawn.attrs |= {"footprint_has_missing_values": int((pixels["alone"] & ~whole).sum())}
     drawn.attrs |= {"available": int(pixels["free"].sum()), "short": short}
     return drawn
 

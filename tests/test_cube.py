@@ -196,6 +196,18 @@ def test_scaling_is_lazy_and_survives_a_round_trip(built, tmp_path):
         cube.scale(cube.scenario(built, "backscatter"), scaler)
 
 
+def test_standard_scaling_centres_the_training_pixels(built):
+    steps = cube.scenario(built, "optical+m-chi")
+    rows, columns = np.mgrid[30:50, 30:50].reshape(2, -1)
+    scaled = cube.scale(steps, cube.fit_scaler(steps, rows, columns, "standard")).values[:, rows, columns]
+    for sensor in ("sar", "optical"):
+        values = scaled[steps.sensor.values == sensor].reshape(-1, 3)
+        np.testing.assert_allclose(np.nanmean(values, axis=0), 0, atol=1e-4)
+        np.testing.assert_allclose(np.nanstd(values, axis=0), 1, rtol=1e-4)
+    with pytest.raises(ValueError, match="choose 'min-max' or 'standard'"):
+        cube.fit_scaler(steps, rows, columns, "robust")
+
+
 def test_scaler_needs_valid_pixels(built):
     steps = cube.scenario(built, "optical") * np.float32(np.nan)
     steps.attrs = {"optical": ["red", "narrow_nir", "swir1"]}

@@ -107,6 +107,20 @@ def test_what_was_left_out_adds_up(made):
     assert result.attrs["short"] == 0
 
 
+def test_patches_with_missing_values_are_not_drawn(made):
+    parcels, labels, result = made
+    complete = np.ones(labels["crop"].shape, bool)
+    row, col = result.loc[0, ["row", "col"]].astype(int)
+    complete[row + 5, col - 5] = False  # a corner of the first sample's patch
+    again = split(labels, parcels, block_size=400, complete=complete, seed=1)
+    near = (abs(again["row"] - row - 5) <= 5) & (abs(again["col"] - col + 5) <= 5)
+    assert not near.any()
+    lost = result.attrs["available"] - again.attrs["available"]
+    assert lost == again.attrs["footprint_has_missing_values"] > 0
+    with pytest.raises(ValueError, match="give one grid"):
+        split(labels, parcels, block_size=400, complete=complete[1:], seed=1)
+
+
 def test_the_same_seed_gives_the_same_split_whatever_the_order_of_the_parcels(made):
     parcels, labels, result = made
     pd.testing.assert_frame_equal(split(labels, parcels, block_size=400, seed=1), result)
