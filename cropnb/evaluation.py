@@ -82,6 +82,25 @@ def bootstrap(
     return _interval(_measures(matrices.sum(0)), _measures(draws), classes)
 
 
+def bootstrap_draws(
+    true: ArrayLike,
+    predicted: ArrayLike,
+    groups: ArrayLike,
+    classes: Sequence[str],
+    n: int = 1000,
+    seed: int = 0,
+) -> tuple[pd.Series, pd.DataFrame]:
+    """The measures of ``scores``, and the same of each replicate of ``bootstrap``: a row a replicate.
+
+    The same seed and number of groups give the same redraws of groups, whatever was predicted: replicates of
+    several sets of predictions of the same samples can be subtracted row by row.
+    """
+    matrices = _by_group(true, predicted, groups, classes)
+    names = _measure_names(classes)
+    replicates = pd.DataFrame(_measures(_redraw(matrices, n, seed)), columns=names)
+    return pd.Series(_measures(matrices.sum(0)), names, name="score"), replicates
+
+
 def paired_bootstrap(
     true: ArrayLike,
     predicted_a: ArrayLike,

@@ -74,6 +74,51 @@ def confusion(matrix: pd.DataFrame, ax=None):
     return ax
 
 
+_KINDS = {"STAR": "#009E73", "Conv": "#56B4E9", "Dense": "#E69F00", "Pool": "#CC79A7"}
+
+
+def network(layers: pd.DataFrame, ax=None):
+    """A network as a column of bars from input to output, one a layer, as long as its output has numbers (log).
+
+    Parameters
+    ----------
+    layers
+        Table of ``cropnb.models.layers``.
+    """
+    ax = ax or plt.gca()
+    for y, (_, kind, output, parameters) in enumerate(layers.itertuples(index=False)):
+        colour = next((c for word, c in _KINDS.items() if word in kind), "#D0D0D0")
+        ax.barh(y, np.log10(np.prod(output)) + 0.1, color=colour, edgecolor="black", linewidth=0.5, height=0.72)
+        sizes = " x ".join(map(str, output))
+        text = f"{kind}  {sizes}" + (f"  ({parameters:,} parameters)" if parameters else "")
+        ax.text(0.05, y, text, va="center", fontsize="small")
+    ax.set_yticks(range(len(layers)), layers["layer"])
+    ax.set(xlabel="numbers in the output", ylim=(len(layers) - 0.4, -0.6))
+    top = int(np.log10(max(map(np.prod, layers["output"])))) + 1
+    ax.set_xticks(range(top + 1), [f"$10^{i}$" for i in range(top + 1)])
+    ax.set_xlim(0, max(top, 6))
+    ax.grid(visible=False)
+    return ax
+
+
+def history(epochs: pd.DataFrame, axes):
+    """Training and validation loss and accuracy by epoch, on two axes; the best validation is marked.
+
+    Parameters
+    ----------
+    epochs
+        History of ``cropnb.training.train``.
+    """
+    best = epochs["val_accuracy"].idxmax()
+    for ax, name in zip(axes, ("loss", "accuracy"), strict=True):
+        ax.plot(epochs.index, epochs[name], ".-", color=SETS["train"], label="training")
+        ax.plot(epochs.index, epochs[f"val_{name}"], ".-", color=SETS["test"], label="validation")
+        ax.axvline(best, color="grey", linestyle=":", label="kept")
+        ax.set(xlabel="epoch", ylabel=name)
+    axes[0].legend()
+    return axes
+
+
 def intervals(frame: pd.DataFrame, ax=None, color="#0072B2", offset=0.0, label=None):
     """Estimates as dots with their intervals as bars, one row of `frame` a line.
 

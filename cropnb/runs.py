@@ -88,6 +88,19 @@ def write(runs, *, model, features, augmentation, seed, width, network, history,
     return path
 
 
+def predict(network, *datasets):
+    """Predictions of a network for `cropnb.samples.PatchDataset`s, as `write` stores them.
+
+    DataFrame with a row a sample: row, col, y, x, parcel_id, block, set, true, and its probability of each class.
+    """
+    frames = []
+    for data in datasets:
+        rows = data.samples.rename(columns={"crop": "true"})
+        probabilities = network.predict(data, verbose=0)
+        frames.append(rows.join(pd.DataFrame(probabilities, columns=list(data.classes))))
+    return pd.concat(frames, ignore_index=True)
+
+
 def read(path):
     """The `Run` in a directory. Raises FileNotFoundError when a file is missing, ValueError when one is broken."""
     path = Path(path)

@@ -1,9 +1,12 @@
 """The five networks of Liu et al. (2023), one file per paper.
 
 Every builder has one signature, ``build(input_shape, num_classes, width=1.0, **readings)``: an input of
-(time, y, x, feature) patches, softmax probabilities out. ``width`` scales all hidden filters and units.
+(time, y, x, feature) patches, softmax probabilities out. ``width`` scales the filters of all
+convolutions, where the arithmetic is; dense layers keep their units, of which dropout would leave too few.
 What a paper leaves open is a named argument (a reading) whose default the chapter of the network defends.
 """
+
+import pandas as pd
 
 from . import cnn3d, cnn3d2d, conv3dstar, convstar, tcnn
 
@@ -21,6 +24,17 @@ DISPLAY_NAMES = {
     "convstar": "ConvSTAR",
     "conv3dstar": "3D-ConvSTAR",
 }
+
+
+def layers(network):
+    """DataFrame with a row a layer, in order: layer, kind, output (sizes without the batch), parameters."""
+    rows = []
+    for layer in network.layers:
+        kind = type(layer).__name__
+        if hasattr(layer, "forward_layer"):
+            kind = f"{kind} {type(layer.forward_layer).__name__}"
+        rows.append((layer.name, kind, tuple(layer.output.shape[1:]), layer.count_params()))
+    return pd.DataFrame(rows, columns=["layer", "kind", "output", "parameters"])
 
 
 def get(name):

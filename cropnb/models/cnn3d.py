@@ -25,5 +25,4 @@ def build(input_shape, num_classes, width=1.0, *, pool="max", pool_padding="same
         x = Conv3D(scaled(filters, width), 3, padding="same", activation="relu", name=f"conv3d_{i}")(x)
         x = pooling[pool]((1, 2, 2), padding=pool_padding, name=f"pool_{i}")(x)
     x = keras.layers.Flatten(name="flatten")(x)
-    units = [scaled(n, width) for n in dense_units]
-    return keras.Model(inputs, dense_head(x, num_classes, units, dropout), name="cnn3d")
+    return keras.Model(inputs, dense_head(x, num_classes, dense_units, dropout), name="cnn3d")

@@ -12,7 +12,7 @@ def build(input_shape, num_classes, width=1.0, *, kernel_times=(7, 5, 3), dropou
     ----------
     input_shape : (time, y, x, feature), at least 13 dates and 9 pixels with the published kernels.
     num_classes : number of crops.
-    width : fraction of the published 8, 16, 32 and 64 filters and 256 and 128 units.
+    width : fraction of the published 8, 16, 32 and 64 filters.
     kernel_times : kernel lengths in dates; HybridSN's lengths in spectral bands, a reading.
     dropout : rate after each dense layer.
     """
@@ -29,8 +29,7 @@ def build(input_shape, num_classes, width=1.0, *, kernel_times=(7, 5, 3), dropou
     x = time_to_channels(x)
     x = keras.layers.Conv2D(scaled(64, width), 3, activation="relu", name="conv2d")(x)
     x = keras.layers.Flatten(name="flatten")(x)
-    units = [scaled(n, width) for n in (256, 128)]
-    return keras.Model(inputs, dense_head(x, num_classes, units, dropout), name="cnn3d2d")
+    return keras.Model(inputs, dense_head(x, num_classes, (256, 128), dropout), name="cnn3d2d")
 
 
 def time_to_channels(x):

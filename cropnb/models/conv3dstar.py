@@ -26,7 +26,7 @@ def build(
     ----------
     input_shape : (time, y, x, feature).
     num_classes : number of crops.
-    width : fraction of the published filters (32, 32, 64; 64; 64) and dense units.
+    width : fraction of the published filters (32, 32, 64; 64; 64).
     merge : "concat" or "sum" of the two directions, a reading.
     final_state : "each_direction", the forward state after the last date and the backward state after the
         first, or "last_date", both directions' states at the last date, where the backward one has seen a
@@ -57,5 +57,4 @@ def build(
         x = x[:, -1]
     x = keras.layers.Conv2D(scaled(64, width), 3, padding=conv2d_padding, activation="relu", name="conv2d")(x)
     x = keras.layers.Flatten(name="flatten")(x)
-    units = [scaled(n, width) for n in dense_units]
-    return keras.Model(inputs, dense_head(x, num_classes, units, dropout), name="conv3dstar")
+    return keras.Model(inputs, dense_head(x, num_classes, dense_units, dropout), name="conv3dstar")

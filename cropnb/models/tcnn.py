@@ -13,7 +13,7 @@ def build(input_shape, num_classes, width=1.0, *, kernel_size=5, dropout=0.5, l2
     input_shape : (time, feature), or (time, y, x, feature) with odd y and x, whose centre pixel is
         used, a reading: Liu et al. do not say what a network without space sees.
     num_classes : number of crops.
-    width : fraction of the published 64 filters and 256 units.
+    width : fraction of the published 64 filters.
     kernel_size, dropout, l2 : the authors' filter length in dates, dropout rate and penalty on kernels.
     """
     fixed_size(input_shape, "TCNN")
@@ -31,9 +31,7 @@ def build(input_shape, num_classes, width=1.0, *, kernel_size=5, dropout=0.5, l2
         )(x)
         x = _normalised(x, dropout, i)
     x = keras.layers.Flatten(name="flatten")(x)
-    x = keras.layers.Dense(
-        scaled(256, width), kernel_initializer="he_normal", kernel_regularizer=penalty, name="dense"
-    )(x)
+    x = keras.layers.Dense(256, kernel_initializer="he_normal", kernel_regularizer=penalty, name="dense")(x)
     x = _normalised(x, dropout, 4)
     return keras.Model(inputs, probabilities(x, num_classes, kernel_regularizer=penalty), name="tcnn")
 
