@@ -68,10 +68,11 @@ def mini(root, tmp_path):
     return tmp_path
 
 
-def build(folder, **popen):
-    """Run the chapters of the miniature book, without rendering."""
+def build(folder, *targets, **popen):
+    """Run the chapters of the miniature book, or what makes `targets`, without rendering."""
     command = [sys.executable, "workflow/build.py", "--profile", "smoke", "--cores", "2"]
-    command += ["_build/smoke/executed/01_first.ipynb", "_build/smoke/executed/02_second.ipynb"]
+    targets = targets or ("executed/01_first.ipynb", "executed/02_second.ipynb")
+    command += [f"_build/smoke/{target}" for target in targets]
     environment = os.environ | {"PYTHONPATH": str(folder), "CROPNB_OFFLINE": "1"}
     return subprocess.Popen(
         command,
@@ -155,6 +156,108 @@ def test_missing_data_becomes_a_page_that_says_so(mini):
     assert "glue" not in text
     assert "(not available)" in text
     assert page.metadata["cropnb"]["run"]["missing"]
+
+
+NETWORK = """
+import json
+from pathlib import Path
+if features == "broken":
+    raise RuntimeError("no such band")
+run = Path(build, folder, "tcnn", features, augmentation, f"seed-{seed}")
+run.mkdir(parents=True, exist_ok=True)
+(run / "run.json").write_text("{}")
+with open(f"{build}/log.txt", "a") as log:
+    log.write(f"{features} {seed}\\n")
+"""
+
+
+@pytest.fixture
+def swept(mini):
+    """The miniature book with a network's chapter and a sweep of three cells, one of which fails."""
+    write_chapter(mini, "02_second", NETWORK, "{reads: [number.txt], network: tcnn}")
+    source = mini / "notebooks/02_second.md"
+    more = 'features = "a"  # f\naugmentation = "none"  # t\nfolder = "runs"  # r\n'
+    source.write_text(source.read_text().replace("rate = 0.5", more + "rate = 0.5"))
+    profile = mini / "params/profiles/smoke.yaml"
+    profile.write_text(profile.read_text() + "sweep: [{features: [b, broken]}, {seed: 2}, {features: a}]\n")
+    return mini
+
+
+def sweep(folder):
+    """Run the sweep of the miniature book: what was printed, and the status of every cell."""
+    status, out, err = finish(build(folder, "sweep.json"))
+    assert status == 0, err
+    return out, {cell["cell"]: cell["failed"] for cell in json.loads((folder / "_build/smoke/sweep.json").read_text())}
+
+
+def test_a_failed_cell_fails_alone_and_is_tried_again(swept):
+    out, cells = sweep(swept)
+    assert cells == {"tcnn_b": "", "tcnn_broken": "02_second.md, cell 3: RuntimeError: no such band", "tcnn_2": ""}
+    assert "2 of 3 trainings" in out
+    assert "min left" in out
+    trained = (swept / "_build/smoke/log.txt").read_text().split("\n")
+    assert sorted(trained) == ["", "a 1", "a 2", "b 1"]  # the page's own cell is not run twice
+    out, cells = sweep(swept)
+    assert "tcnn_b " not in out
+    assert "tcnn_broken" in out
+    assert cells["tcnn_broken"]
+    shutil.rmtree(swept / "_build/smoke/runs/tcnn/b")  # a run that is gone is trained again, no other
+    out, _ = sweep(swept)
+    assert "trained   tcnn_b in" in out
+    assert "tcnn_2" not in out
+
+
+def test_words_and_comments_train_nothing_again(swept):
+    sweep(swept)
+    before = (swept / "_build/smoke/log.txt").read_text()
+    for name in ("01_first", "02_second"):
+        source = swept / f"notebooks/{name}.md"
+        source.write_text(source.read_text().replace("# a float", "# a number") + "\nOne more sentence.\n")
+    out, _ = sweep(swept)
+    assert "running" not in out
+    assert "trained" not in out
+    source.write_text(source.read_text().replace("no such band", "no band"))  # code does
+    out, _ = sweep(swept)
+    assert "trained   tcnn_b" in out
+    assert len((swept / "_build/smoke/log.txt").read_text()) > len(before)
+
+
+def test_upstream_parameters_make_cells_stale(swept):
+    sweep(swept)
+    profile = swept / "params/profiles/smoke.yaml"
+    profile.write_text(profile.read_text().replace("chapters: {}", "chapters: {01_first: {rate: 0.25}}"))
+    out, _ = sweep(swept)
+    assert "trained   tcnn_b" in out
+
+
+def test_a_page_shows_its_text_as_it_reads_now(swept):
+    from render import with_its_text
+
+    sweep(swept)
+    source = swept / "notebooks/02_second.md"
+    source.write_text(source.read_text() + "\nOne more sentence.\n")
+    executed = nbformat.read(swept / "_build/smoke/executed/02_second.ipynb", 4)
+    chapters.read_notebook.cache_clear()
+    page = with_its_text(executed, source)
+    assert page.cells[-1].source == "One more sentence."
+    assert [c.source for c in page.cells if c.cell_type == "code"] == [
+        c.source for c in executed.cells if c.cell_type == "code"
+    ]
+    assert page.metadata["cropnb"]["run"]["parameters"]["seed"] == 1
+
+
+def test_docstrings_are_no_change():
+    assert chapters._meaning('def f():\n    "old"\n    return 1  # why') == chapters._meaning(
+        'def f():\n    "new"\n    return 1'
+    )
+    assert chapters._meaning("x = 1") != chapters._meaning("x = 2")
+
+
+def test_a_sweep_of_an_unknown_network_is_refused(swept):
+    book = [chapters.load(swept / "notebooks/02_second.md")]
+    profile = {"parameters": {"build": "x"}, "sweep": [{"networks": ["lstm"], "seed": 3}]}
+    with pytest.raises(chapters.ChapterError, match="networks are tcnn"):
+        chapters.cells(profile, book)
 
 
 def refused(source, **given):

@@ -5,15 +5,55 @@ One build at a time a working tree. A build that was interrupted, even by a powe
 
 import argparse
 import fcntl
+import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import chapters as book
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def forget_failures(build: Path) -> None:
+    """Cells that failed, or whose run is gone, are tried again, and the sweep gathered anew."""
+    for file in (build / "cells").glob("*.json"):
+        status = json.loads(file.read_text())
+        if status["failed"] or not Path(status["run"], "run.json").exists():
+            file.unlink()
+            (build / "sweep.json").unlink(missing_ok=True)
+
+
+class Sweep:
+    """How much of the sweep is done, and how long the rest will take."""
+
+    def __init__(self, configuration: Path, build: Path, cores: int):
+        profile = yaml.safe_load(configuration.read_text())
+        cells = book.cells(profile, book.all_chapters())
+        self.waiting = {cell.name: cell.chapter.network for cell in cells}
+        self.total, self.cores, self.seconds = len(cells), cores, {}
+        for file in (build / "cells").glob("*.json"):
+            self.done(**json.loads(file.read_text()))
+
+    def done(self, cell: str, seconds: float, **_) -> None:
+        """Take a cell off the list and learn from its time."""
+        if network := self.waiting.pop(cell, None):
+            self.seconds.setdefault(network, []).append(seconds)
+
+    def follow(self, line: str) -> str:
+        """The line, with the time left where it reports a training."""
+        if not (told := re.match(r"  trained   (\S+) in (\d+) s", line)):
+            return line
+        self.done(told[1], float(told[2]))
+        means = {network: sum(known) / len(known) for network, known in self.seconds.items()}
+        typical = sum(means.values()) / len(means)  # for a network of which none has finished
+        left = sum(means.get(network, typical) for network in self.waiting.values()) / self.cores / 60
+        done = self.total - len(self.waiting)
+        return f"{line.rstrip()}: {done} of {self.total} trainings, about {left:.0f} min left\n"
 
 
 def main() -> int:
@@ -40,6 +80,8 @@ def main() -> int:
         return 2
     for reason in (build / "failed").glob("*.txt"):
         reason.unlink()
+    forget_failures(build)
+    sweep = Sweep(configuration, build, arguments.cores)
     print(
         f"Building the book, profile {arguments.profile}, {arguments.cores} chapters side by side.",
         flush=True,
@@ -56,7 +98,7 @@ def main() -> int:
             for line in process.stdout:
                 file.write(line)
                 if line.startswith("  ") and not line.startswith("   "):  # the chapters' own lines
-                    print(line, end="", flush=True)
+                    print(sweep.follow(line), end="", flush=True)
             status = process.wait()
         except KeyboardInterrupt:
             process.wait()

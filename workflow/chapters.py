@@ -1,9 +1,12 @@
 """What a chapter is: its source, what it declares in its front matter, and the parameters it takes."""
 
 import ast
+import hashlib
+import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import jupytext
@@ -17,7 +20,7 @@ class Chapter:
     """One notebook of the book and what its front matter says under ``cropnb``.
 
     ``datasets`` are names of the data manifest; ``reads`` and ``writes`` are artefacts below ``_build/<profile>``;
-    ``gpu`` says that a GPU helps.
+    ``gpu`` says that a GPU helps; ``network`` is what the chapter trains, and makes it a cell of the sweep.
     """
 
     name: str
@@ -26,6 +29,23 @@ class Chapter:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     gpu: bool = False
+    network: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One more execution of a network's chapter, for a cell of the comparison tables."""
+
+    name: str
+    chapter: Chapter
+    parameters: dict[str, object]
+
+    @property
+    def run(self) -> str:
+        """Its run, as ``cropnb.runs.directory`` places it."""
+        p = self.parameters
+        parts = (p["build"], p["folder"], self.chapter.network, p["features"], p["augmentation"], f"seed-{p['seed']}")
+        return "/".join(parts)
 
 
 class ChapterError(ValueError):
@@ -41,13 +61,14 @@ def read_notebook(source: Path):
 def load(source: Path) -> Chapter:
     """The chapter of a source file."""
     declared = read_notebook(source).metadata.get("cropnb", {})
-    fields = ("datasets", "reads", "writes", "gpu")
+    fields = ("datasets", "reads", "writes", "gpu", "network")
     if unknown := set(declared) - set(fields):
         raise ChapterError(
             f"{source}: the front matter key cropnb.{min(unknown)} is not known; known are {', '.join(fields)}."
         )
     lists = {key: tuple(declared.get(key, ())) for key in fields[:3]}
-    return Chapter(source.stem, source, gpu=bool(declared.get("gpu", False)), **lists)
+    others = {"gpu": bool(declared.get("gpu", False)), "network": declared.get("network", "")}
+    return Chapter(source.stem, source, **lists, **others)
 
 
 def table_of_contents(toc: Path = ROOT / "_toc.yml") -> list[Path]:
@@ -93,6 +114,38 @@ def helper_files(source: Path) -> list[str]:
     for name in _imported(ast.parse(code)):
         files |= _module_files(name)
     return sorted(str(file.relative_to(ROOT)) for file in files)
+
+
+def _meaning(code: str) -> str:
+    """Code without comments, layout and docstrings: what a change of can change a result."""
+    tree = ast.parse("\n".join(line for line in code.splitlines() if not line.startswith(("%", "!"))))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            first.value.value = ""
+    return ast.dump(tree)
+
+
+@cache
+def _code_of(source: Path, drawing: bool) -> str:
+    files = [ROOT / file for file in helper_files(source) if drawing or not file.endswith("/plotting.py")]
+    cells = [cell.source for cell in read_notebook(source).cells if cell.cell_type == "code"]
+    return "\n".join(_meaning(code) for code in [*(file.read_text() for file in files), *cells])
+
+
+def digest(chapter: Chapter, given: dict, profile: dict, chapters: list[Chapter], drawing: bool = True) -> str:
+    """Of all that decides what a chapter computes: code, parameters, pinned packages, and the same upstream.
+
+    Words, comments and layout have no part in it: a reworded page is rendered again, not run again.
+    """
+    parts = [_code_of(chapter.source, drawing), json.dumps(given, sort_keys=True)]
+    parts.append((ROOT / "requirements.txt").read_text())
+    parts += [(ROOT / "data_manifest.yaml").read_text()] * bool(chapter.datasets)
+    for other in chapters:
+        if set(other.writes) & set(chapter.reads):
+            parts.append(digest(other, parameters(other, profile), profile, chapters, drawing=False))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def defaults(source: Path) -> dict[str, object]:
@@ -144,11 +197,38 @@ def check_parameters(source: Path, given: dict[str, object]) -> dict[str, object
 
 
 def parameters(chapter: Chapter, profile: dict) -> dict[str, object]:
-    """A chapter's parameters in a profile: the common ones that it takes, and its own, checked."""
+    """A chapter's parameters in a profile: the common ones that it takes, and its own, checked.
+
+    Networks also share the ``networks`` of the profile.
+    """
     own = profile.get("chapters", {}).get(chapter.name) or {}
+    shared = profile.get("networks", {}) if chapter.network else {}
     known = defaults(chapter.source)
     common = {name: value for name, value in profile["parameters"].items() if name in known}
-    return check_parameters(chapter.source, common | own)
+    return check_parameters(chapter.source, common | shared | own)
+
+
+def cells(profile: dict, chapters: list[Chapter]) -> list[Cell]:
+    """The sweep of a profile: the cells that its ``sweep`` lists, beyond what the chapters' pages run themselves.
+
+    Each entry names ``networks`` (default: all) and parameters, each a value or a list; lists are multiplied out.
+    """
+    by_network = {chapter.network: chapter for chapter in chapters if chapter.network}
+    found = {}
+    for entry in profile.get("sweep", ()):
+        networks = entry.get("networks", list(by_network))
+        varied = {name: value for name, value in entry.items() if name != "networks"}
+        lists = [value if isinstance(value, list) else [value] for value in varied.values()]
+        for network, *values in product(networks, *lists):
+            if network not in by_network:
+                raise ChapterError(f"the sweep names '{network}'; networks are {', '.join(by_network)}.")
+            chapter = by_network[network]
+            own = check_parameters(chapter.source, dict(zip(varied, values, strict=True)))
+            given = defaults(chapter.source) | parameters(chapter, profile) | own
+            cell = Cell("_".join([network, *map(str, own.values())]).replace("/", "-"), chapter, given)
+            found.setdefault(cell.run, cell)
+    page = {Cell("", c, defaults(c.source) | parameters(c, profile)).run for c in by_network.values()}
+    return [cell for run, cell in found.items() if run not in page]
 
 
 def check_profile(profile: dict, chapters: list[Chapter]) -> None:

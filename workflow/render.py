@@ -10,12 +10,13 @@ import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import jinja2
 import nbformat
 import yaml
-from chapters import ROOT, table_of_contents
+from chapters import ROOT, read_notebook, table_of_contents
 
 from cropnb import data
 
@@ -46,6 +47,25 @@ def picture(notebook, name: str) -> bytes | None:
                 if "image/png" in output.get("data", {}):
                     return base64.b64decode(output["data"]["image/png"])
     return None
+
+
+def with_its_text(executed, source: Path):
+    """The notebook of a source as it reads now, with the outputs of its execution."""
+    if run_of(executed)["missing"]:
+        return executed
+    notebook = deepcopy(read_notebook(source))
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    given = [cell for cell in ran if "injected-parameters" in cell.metadata.get("tags", ())]
+    done = iter(cell for cell in ran if cell not in given)
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = next(done).outputs
+        cells.append(cell)
+        if "parameters" in cell.metadata.get("tags", ()):
+            cells += given
+    notebook.cells, notebook.metadata = cells, executed.metadata
+    return notebook
 
 
 def without_loaders(notebook) -> None:
@@ -134,7 +154,10 @@ def stage(build: Path, folder: Path) -> None:
     """Write everything Jupyter Book reads into `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     names = [source.stem for source in table_of_contents()]
-    notebooks = {name: nbformat.read(build / f"executed/{name}.ipynb", as_version=4) for name in names}
+    notebooks = {
+        source.stem: with_its_text(nbformat.read(build / f"executed/{source.stem}.ipynb", as_version=4), source)
+        for source in table_of_contents()
+    }
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("__pycache__", "*.md"))
     shutil.copy(ROOT / "_toc.yml", folder)
 
@@ -165,6 +188,8 @@ def stage(build: Path, folder: Path) -> None:
         text = environment.get_template(f"book/{page.name}").render()
         (folder / "book" / page.name).write_text(text)
     (folder / "notebooks").mkdir()
+    if (build / "map/crop.tif").exists():  # what the page of the map offers for download
+        shutil.copy(build / "map/crop.tif", folder / "notebooks")
     for name, notebook in notebooks.items():
         without_loaders(notebook)
         own_citations(notebook, name)
