@@ -25,7 +25,8 @@ def forget_failures(build: Path) -> None:
         status = json.loads(file.read_text())
         if status["failed"] or not Path(status["run"], "run.json").exists():
             file.unlink()
-            (build / "sweep.json").unlink(missing_ok=True)
+            for gathered in (build / "sweep.json", *(build / "cells").glob("*.done")):
+                gathered.unlink(missing_ok=True)
 
 
 class Sweep:

@@ -116,6 +116,15 @@ def helper_files(source: Path) -> list[str]:
     return sorted(str(file.relative_to(ROOT)) for file in files)
 
 
+def batches(cells: list[Cell], size: int = 4) -> dict[str, list[Cell]]:
+    """Cells of one network that share a process, since starting one costs as much as a small training."""
+    found = {}
+    for network in dict.fromkeys(cell.chapter.network for cell in cells):
+        own = [cell for cell in cells if cell.chapter.network == network]
+        found |= {f"{network}-{i // size}": own[i : i + size] for i in range(0, len(own), size)}
+    return found
+
+
 def _meaning(code: str) -> str:
     """Code without comments, layout and docstrings: what a change of can change a result."""
     tree = ast.parse("\n".join(line for line in code.splitlines() if not line.startswith(("%", "!"))))

@@ -66,8 +66,8 @@ def explain(source: Path, error: PapermillExecutionError) -> str:
     return f"{source.name}, cell {error.exec_count}: {error.ename}: {message}"
 
 
-def execute(source: Path, output: Path, parameters: dict) -> None:
-    """Execute a chapter into `output`.
+def execute(source: Path, output: Path, parameters: dict, kernel=None) -> None:
+    """Execute a chapter into `output`, in a kernel of its own or in the one of a kernel manager, emptied first.
 
     Raises
     ------
@@ -79,11 +79,14 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
     failed = output.parent.parent / "failed" / output.name
     reason = failed.with_suffix(".txt")
     started, begin = datetime.now(UTC), time.perf_counter()
-    nbformat.write(read_notebook(source), failed)
+    notebook = deepcopy(read_notebook(source))
+    if kernel is not None:
+        notebook.cells.insert(0, nbformat.v4.new_code_cell("get_ipython().reset()"))
+    nbformat.write(notebook, failed)
     missing = []
     try:
         papermill.execute_notebook(
-            failed, failed, parameters, progress_bar=False, cwd=ROOT, kernel_name="python3", log_output=False
+            failed, failed, parameters, progress_bar=False, cwd=ROOT, kernel_name="python3", log_output=False, km=kernel
         )
     except PapermillExecutionError as error:
         if error.ename != "DataUnavailable":
@@ -107,6 +110,14 @@ def execute(source: Path, output: Path, parameters: dict) -> None:
     reason.unlink(missing_ok=True)
 
 
+def prepare_environment() -> None:
+    """What every kernel inherits."""
+    # Pages are rendered without a network: figures must not load their scripts from one.
+    os.environ["CROPNB_STATIC"] = "1"
+    # TensorFlow's own choice leaves these faster kernels off on many processors.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
 def typed(source: Path, assignments: list[str]) -> dict[str, object]:
     """``name=value`` words as parameters, each value read as the type of the chapter's default."""
     known, values = defaults(source), {}
@@ -121,43 +132,19 @@ def typed(source: Path, assignments: list[str]) -> dict[str, object]:
     return values
 
 
-def run_cell(source: Path, output: Path, parameters: dict, status: str, run: str) -> int:
-    """Execute a cell of the sweep and write its status; a failed one is a status too, and stops nothing."""
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # cells run side by side, one a core
-    begin, reason = time.perf_counter(), ""
-    try:
-        execute(source, output, parameters)
-    except PapermillExecutionError as error:
-        reason = explain(source, error)
-    seconds = round(time.perf_counter() - begin, 1)
-    network = load(source).network
-    Path(status).write_text(
-        json.dumps({"cell": Path(status).stem, "network": network, "run": run, "seconds": seconds, "failed": reason})
-    )
-    said = f"failed    {Path(status).stem}: {reason}" if reason else f"trained   {Path(status).stem} in {seconds:.0f} s"
-    print(f"  {said}", flush=True)
-    return 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="the chapter, notebooks/NN_slug.md")
     parser.add_argument("output", type=Path, help="the executed notebook to write")
-    parser.add_argument("--cell", nargs=2, metavar=("STATUS", "RUN"), help="one training of the sweep: its status file")
     parser.add_argument("--json", default="{}", help="parameters as a JSON object")
     parser.add_argument("parameters", nargs="*", metavar="name=value", help="further parameters")
     arguments = parser.parse_args()
-    # Pages are rendered without a network: figures must not load their scripts from one.
-    os.environ["CROPNB_STATIC"] = "1"
-    # TensorFlow's own choice leaves these faster kernels off on many processors.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    prepare_environment()
     try:
         source = load(arguments.source.resolve()).source
         given = json.loads(arguments.json) | typed(source, arguments.parameters)
         given = check_parameters(source, given)
         begin = time.perf_counter()
-        if arguments.cell:
-            return run_cell(source, arguments.output, given, *arguments.cell)
         print(f"  running   {source.stem}", flush=True)
         execute(source, arguments.output, given)
     except ChapterError as error:

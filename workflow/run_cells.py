@@ -1,0 +1,59 @@
+"""Execute cells of the sweep one after another in one kernel, emptied in between, so that its start is paid once.
+
+Every cell leaves a status beside the marker of its batch. One that failed is a status too and stops nothing; one whose
+status is of the same code and parameters, and whose run is there, is not repeated.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from chapters import load
+from jupyter_client import KernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from run_chapter import execute, explain, prepare_environment
+
+
+def finished(status: Path, cell: dict) -> bool:
+    """Whether the cell was trained by the same code with the same parameters."""
+    if not (status.exists() and Path(cell["run"], "run.json").exists()):
+        return False
+    known = json.loads(status.read_text())
+    return not known["failed"] and known["code"] == cell["code"]
+
+
+def main(source: Path, marker: Path, cells: list[dict]) -> None:
+    prepare_environment()
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # batches run side by side, one a core
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+    chapter, folder = load(source.resolve()), marker.parent
+    kernel = KernelManager(kernel_name="python3")
+    for cell in cells:
+        status = folder / f"{cell['name']}.json"
+        if finished(status, cell):
+            continue
+        if not kernel.is_alive():
+            kernel.start_kernel()
+        begin, reason = time.perf_counter(), ""
+        try:
+            execute(chapter.source, folder / f"executed/{cell['name']}.ipynb", cell["parameters"], kernel)
+        except PapermillExecutionError as error:
+            reason = explain(chapter.source, error)
+        except DeadKernelError:
+            reason = f"{chapter.source.name}: the process was killed, perhaps for want of memory"
+            kernel.shutdown_kernel(now=True)
+        seconds = round(time.perf_counter() - begin, 1)
+        known = {"cell": cell["name"], "network": chapter.network, "run": cell["run"], "code": cell["code"]}
+        status.write_text(json.dumps(known | {"seconds": seconds, "failed": reason}))
+        said = f"failed    {cell['name']}: {reason}" if reason else f"trained   {cell['name']} in {seconds:.0f} s"
+        print(f"  {said}", flush=True)
+    if kernel.is_alive():
+        kernel.shutdown_kernel(now=True)
+    marker.touch()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
