@@ -1,0 +1,214 @@
+"""Areas: the paper's worked example, truth inside the intervals as often as promised, samples drawn as said."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cropnb import areas
+
+# Olofsson et al. (2014), Table 8: 640 samples, pixels of 30 m
+CLASSES = ["deforestation", "forest gain", "stable forest", "stable non-forest"]
+COUNTS = [[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]]
+PIXELS = [200_000, 150_000, 3_200_000, 6_450_000]
+HECTARES = 0.09
+
+
+def matrix(counts=COUNTS, classes=CLASSES):
+    return pd.DataFrame(counts, classes, classes)
+
+
+def half_width(table, name):
+    return (table[f"{name}_high"] - table[f"{name}_low"]) / 2
+
+
+def test_worked_example_of_the_paper():
+    table = areas.estimate(matrix(), PIXELS, HECTARES)
+    np.testing.assert_array_equal(table["area"].round(), [21_158, 11_686, 285_770, 581_386])
+    np.testing.assert_array_equal(half_width(table, "area").round(), [6_158, 3_756, 15_510, 16_282])
+    np.testing.assert_array_equal(table["users_accuracy"].round(2), [0.88, 0.73, 0.93, 0.96])
+    np.testing.assert_array_equal(half_width(table, "users_accuracy").round(2), [0.07, 0.10, 0.04, 0.02])
+    np.testing.assert_array_equal(table["producers_accuracy"].round(2), [0.75, 0.85, 0.93, 0.96])
+    # The paper prints 0.23 for forest gain and 0.01 for stable non-forest where its eq (7) gives 0.25 and 0.02;
+    # the next test writes that variance out another way.
+    np.testing.assert_array_equal(half_width(table, "producers_accuracy").round(2).iloc[[0, 2]], [0.21, 0.03])
+    low, overall, high = (table.attrs[f"overall_accuracy{end}"] for end in ("_low", "", "_high"))
+    assert (round(overall - low, 2), round(overall, 2), round(high - overall, 2)) == (0.02, 0.95, 0.02)
+    np.testing.assert_array_equal(table["mapped_area"], [18_000, 13_500, 288_000, 580_500])
+
+
+def ratio_of_totals(y, x, stratum, pixels):
+    """A ratio of totals and its error by linearisation, from single samples (Cochran 1977, section 6.11)."""
+    y, x = pd.Series(y, dtype=float).groupby(stratum), pd.Series(x, dtype=float).groupby(stratum)
+    ratio, bottom = (pixels * y.mean()).sum() / (pixels * x.mean()).sum(), (pixels * x.mean()).sum()
+    residual = (y.obj - ratio * x.obj).groupby(stratum)
+    return ratio, np.sqrt((pixels**2 * residual.var() / residual.size()).sum()) / bottom
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.lists(st.integers(1, 40), min_size=3, max_size=3), min_size=3, max_size=3), st.integers(0, 99))
+def test_every_error_is_that_of_a_ratio_of_totals(counts, seed):
+    pixels = np.random.default_rng(seed).integers(200, 100_000, 3)
+    table = areas.estimate(matrix(counts, list("abc")), pixels, 1)
+    mapped, reference = np.repeat(np.indices((3, 3)).reshape(2, -1), np.ravel(counts), axis=1)
+    everything = np.ones(len(mapped), bool)
+    for j, name in enumerate("abc"):
+        right = (mapped == j) & (reference == j)
+        for measure, top, bottom, scale in (
+            ("area", reference == j, everything, pixels.sum()),
+            ("users_accuracy", right, mapped == j, 1),
+            ("producers_accuracy", right, reference == j, 1),
+        ):
+            value, error = ratio_of_totals(top, bottom, mapped, pixels)
+            assert table.loc[name, measure] == pytest.approx(value * scale)
+            assert half_width(table, measure)[name] == pytest.approx(1.96 * error * scale)
+    overall, error = ratio_of_totals(mapped == reference, everything, mapped, pixels)
+    assert table.attrs["overall_accuracy"] == pytest.approx(overall)
+    assert table.attrs["overall_accuracy_high"] == pytest.approx(overall + 1.96 * error)
+
+
+def test_true_areas_lie_in_the_intervals_as_often_as_promised():
+    # a map that finds too much of the first class, and every pixel's truth known
+    population = np.array([[6_000, 2_500, 1_500], [1_000, 40_000, 4_000], [500, 3_000, 41_500]])
+    truth, pixels, rng = population.sum(axis=0), population.sum(axis=1), np.random.default_rng(0)
+    assert abs(pixels - truth).max() > 2_000  # what counting pixels is off by
+    right = np.diag(population)
+    known = np.column_stack([truth, right / pixels, right / truth])  # area, user's, producer's accuracy
+    estimates, held = [], []
+    for _ in range(400):
+        counts = [rng.multivariate_hypergeometric(row, 150) for row in population]
+        table = areas.estimate(matrix(counts, list("abc")), pixels, 1)
+        estimates.append(table["area"])
+        low, high = table.filter(like="_low"), table.filter(like="_high")
+        held.append((low.to_numpy() <= known) & (known <= high.to_numpy()))
+    error = np.std(estimates, axis=0) / np.sqrt(len(estimates))
+    assert (abs(np.mean(estimates, axis=0) - truth) < 4 * error).all()
+    coverage = np.mean(held, axis=0)
+    assert ((coverage > 0.90) & (coverage < 0.99)).all()
+
+
+def test_areas_add_up_and_scale_and_follow_the_order_of_classes():
+    table = areas.estimate(matrix(), PIXELS, HECTARES)
+    assert table["area"].sum() == pytest.approx(sum(PIXELS) * HECTARES)
+    pd.testing.assert_frame_equal(
+        areas.estimate(matrix(), PIXELS, 10 * HECTARES).filter(like="area"), table.filter(like="area") * 10
+    )
+    turned = matrix().iloc[::-1, ::-1]
+    by_name = areas.estimate(turned, dict(zip(CLASSES, PIXELS, strict=True)), HECTARES)
+    pd.testing.assert_frame_equal(by_name.loc[CLASSES], table)
+    pd.testing.assert_frame_equal(areas.estimate(turned, pd.Series(PIXELS, CLASSES), HECTARES), by_name)
+
+
+def test_a_map_without_errors_has_its_own_areas():
+    table = areas.estimate(matrix(np.diag([9, 8, 7, 6])), PIXELS, 1)
+    for end in ("", "_low", "_high"):
+        np.testing.assert_allclose(table[f"area{end}"], PIXELS)
+        np.testing.assert_array_equal(table[f"users_accuracy{end}"], 1)
+        np.testing.assert_allclose(table[f"producers_accuracy{end}"], 1)
+
+
+def test_a_class_the_map_never_gives_still_has_an_area():
+    table = areas.estimate(matrix([[40, 10], [0, 0]], ["a", "b"]), [1_000, 0], 1)
+    assert table["area"].tolist() == pytest.approx([800, 200])
+    assert np.isnan(table.loc["b", "users_accuracy"])
+    assert table.loc["b", "producers_accuracy"] == 0
+    absent = areas.estimate(matrix([[40, 0], [10, 0]], ["a", "b"]), [900, 100], 1)
+    assert absent.loc["b", "area"] == 0
+    assert np.isnan(absent.loc["b", "producers_accuracy"])
+
+
+def test_a_found_sample_is_warned_about():
+    with pytest.warns(UserWarning, match="no probability sample of the map.*areas.sample"):
+        warned = areas.estimate(matrix(), PIXELS, HECTARES, probability_sample=False)
+    pd.testing.assert_frame_equal(warned, areas.estimate(matrix(), PIXELS, HECTARES))
+
+
+@pytest.mark.parametrize(
+    ("counts", "pixels", "message"),
+    [
+        ([[5, 1], [0, 0]], [50, 50], "b has 0 samples of 50 mapped pixels; draw 2 or more"),
+        ([[5, 1], [0, 1]], [50, 50], "b has 1 samples of 50 mapped pixels"),
+        ([[5, 1], [3, 4]], [50, 6], "b has 7 samples of 6 mapped pixels"),
+        ([[5, 1], [3, 4]], [50, 60, 70], "a count of mapped pixels for each of a, b"),
+        ([[5, 1], [3, 4]], {"a": 50}, "a count of mapped pixels for each of a, b"),
+        ([[5, 1], [-3, 4]], [50, 60], "none negative"),
+        ([[0, 0], [0, 0]], [0, 0], "a count of mapped pixels"),
+    ],
+)
+def test_bad_counts_are_refused(counts, pixels, message):
+    with pytest.raises(ValueError, match=message):
+        areas.estimate(matrix(counts, ["a", "b"]), pixels, 1)
+
+
+def test_a_confusion_matrix_has_to_be_transposed():
+    true_by_row = matrix().rename_axis(index="true", columns="predicted")
+    with pytest.raises(ValueError, match="transpose"):
+        areas.estimate(true_by_row, PIXELS, 1)
+    areas.estimate(true_by_row.T, PIXELS, 1)
+    with pytest.raises(ValueError, match="the same as columns"):
+        areas.estimate(matrix().iloc[:, ::-1], PIXELS, 1)
+
+
+def crop_map(shape=(60, 50), seed=0):
+    codes = np.random.default_rng(seed).choice(4, shape, p=(0.3, 0.6, 0.08, 0.02)).astype("uint8")
+    inside = np.zeros(shape, bool)
+    inside[10:50, 5:45] = True
+    return xr.DataArray(codes, dims=("y", "x")), xr.DataArray(inside, dims=("y", "x"))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1000), st.integers(100, 1600), st.integers(1, 25))
+def test_sample_is_of_the_mask_without_repeats_and_as_large_as_asked(seed, n, minimum):
+    codes, inside = crop_map()
+    table = areas.sample(codes, inside, n, seed, minimum)
+    assert len(table) == n
+    assert not table.duplicated(["row", "col"]).any()
+    assert inside.values[table["row"], table["col"]].all()
+    np.testing.assert_array_equal(codes.values[table["row"], table["col"]], table["stratum"])
+    pixels = pd.Series(table.attrs["mapped_pixels"])
+    np.testing.assert_array_equal(pixels, np.bincount(codes.values[inside.values]))
+    drawn, least = table["stratum"].value_counts().reindex(pixels.index), np.minimum(minimum, pixels)
+    assert (drawn >= least).all()
+    rest = (n - least.sum()) / (pixels - least).sum()
+    assert (abs(drawn - least - rest * (pixels - least)) < 1).all()
+
+
+def test_sample_repeats_itself_with_its_seed_alone():
+    codes, inside = crop_map()
+    pd.testing.assert_frame_equal(areas.sample(codes, inside, 200, 1, 20), areas.sample(codes, inside, 200, 1, 20))
+    assert not areas.sample(codes, inside, 200, 1, 20).equals(areas.sample(codes, inside, 200, 2, 20))
+
+
+def test_every_pixel_of_a_class_is_as_likely():
+    codes = np.repeat([0, 1], 20).reshape(4, 10)
+    times = np.zeros(codes.shape)
+    for seed in range(1000):
+        table = areas.sample(codes, codes < 2, 12, seed, minimum=2)
+        times[table["row"], table["col"]] += 1
+    # 6 of 20 each time: a standard deviation of 14.5 about 300
+    assert abs(times - 300).max() < 5 * 14.5
+
+
+def test_samples_lead_to_areas():
+    codes, inside = crop_map(seed=3)
+    truth = codes.where(np.random.default_rng(4).random(codes.shape) > 0.2, 1)
+    table = areas.sample(codes, inside, 600, seed=5, minimum=20)
+    reference = truth.values[table["row"], table["col"]].astype(int)
+    counts = pd.crosstab(table["stratum"], reference).reindex(columns=range(4), fill_value=0)
+    estimates = areas.estimate(counts, table.attrs["mapped_pixels"], 0.01)
+    assert estimates["area"].sum() == pytest.approx(1600 * 0.01)
+    assert table.attrs["mapped_pixels"][1] * 0.01 < estimates.loc[1, "area_low"]  # a fifth of the rest is class 1
+
+
+def test_samples_that_cannot_be_drawn_are_refused():
+    codes, inside = crop_map()
+    with pytest.raises(ValueError, match=r"1601 pixels cannot be drawn.*to 1600 \(all\)"):
+        areas.sample(codes, inside, 1601, 0)
+    with pytest.raises(ValueError, match=r"ask for from \d+ \(50 of each of 4 classes\)"):
+        areas.sample(codes, inside, 10, 0)
+    with pytest.raises(ValueError, match="under the mask"):
+        areas.sample(codes, inside & False, 10, 0)
+    with pytest.raises(ValueError, match="give one grid"):
+        areas.sample(codes, inside[:-1], 100, 0)
