@@ -1,0 +1,203 @@
+"""The paper's tables as published; draws, contrasts and verdicts by hand on tiny cases; what is missing stays so."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cropnb import comparison, evaluation
+
+CLASSES = ["maize", "soybean"]
+HEADLINE = ("optical+m-chi", "none", 1)
+
+
+def predictions(right, blocks=(0, 0, 1, 1, 2, 2)):
+    """Six test samples of three blocks, and a validation sample that nobody may count; `right` (6,) says which."""
+    true = np.array(["maize", "soybean"] * 3)
+    maize = np.where(true == "maize", 0.9, 0.1)
+    maize = np.where(right, maize, 1 - maize)
+    test = pd.DataFrame({"row": range(6), "col": 0, "block": blocks, "true": true, "set": "test"})
+    test = test.assign(maize=maize, soybean=1 - maize)
+    return pd.concat([test, test.iloc[:1].assign(set="validation", row=99, maize=0.0)], ignore_index=True)
+
+
+def table(*rights, n=50):
+    names = [(f"network {i}", *HEADLINE) for i in range(len(rights))]
+    return comparison.draws(dict(zip(names, map(predictions, rights), strict=True)), CLASSES, n, 0)
+
+
+GOOD, FAIR = [1, 1, 1, 1, 1, 0], [1, 0, 1, 0, 1, 0]
+
+
+def accuracy(cells):
+    return cells.sel(features="optical+m-chi", augmentation="none", measure="overall_accuracy")
+
+
+def lead(cells):
+    return accuracy(cells).sel(model="network 0") - accuracy(cells).sel(model="network 1")
+
+
+def test_tables_are_the_papers():
+    first = comparison.paper_table("table1")
+    assert first.sel(model="3D-ConvSTAR", features="optical+m-chi", measure="kappa").item() == pytest.approx(0.857)
+    second = comparison.paper_table("table2")
+    assert second.sel(model="ConvSTAR", features="m-chi", measure="f1_wheat").item() == pytest.approx(0.222)
+    third = comparison.paper_table("table3")
+    assert third.sel(model="TCNN", augmentation="oversampling", measure="mean_f1").item() == pytest.approx(0.835)
+    assert set(third["augmentation"].values) == {"none", "oversampling", "balanced-loss", "mix-up"}
+    for part in (second, third):  # the published means are those of the published classes, rounded
+        of_classes = part.sel(measure=[m for m in part["measure"].values if m.startswith("f1_")]).mean("measure")
+        np.testing.assert_allclose(part.sel(measure="mean_f1"), of_classes, atol=6e-4)
+    same = third.sel(augmentation="none") - second.sel(features="optical+m-chi", measure=third["measure"])
+    assert abs(same).max() < 1e-9  # Table 3 repeats the rows of Table 2
+    with pytest.raises(ValueError, match="no table 'table4'; choose one of table1, table2, table3"):
+        comparison.paper_table("table4")
+
+
+def test_draws_are_those_of_the_bootstrap():
+    drawn = accuracy(table(GOOD, FAIR, n=200))
+    assert drawn.sel(draw=0).values.ravel() == pytest.approx([5 / 6, 3 / 6])
+    test = predictions(GOOD).query("set == 'test'")
+    predicted = test[CLASSES].idxmax(axis=1)
+    expected = evaluation.bootstrap(test["true"], predicted, test["block"], CLASSES, 200, 0)
+    bounds = comparison.interval(drawn.sel(model="network 0", seed=1))
+    np.testing.assert_allclose(bounds, expected.loc["overall_accuracy", ["estimate", "low", "high"]])
+    paired = evaluation.paired_bootstrap(
+        test["true"], predicted, predictions(FAIR).query("set == 'test'")[CLASSES].idxmax(axis=1), test["block"],
+        CLASSES, 200, 0,
+    )  # fmt: skip
+    found = comparison.contrast(table(GOOD, FAIR, n=200), lead)
+    np.testing.assert_allclose([found[k] for k in ("estimate", "low", "high")], paired.loc["overall_accuracy"])
+    # by hand: block 0 and 1 lead by 1 of 2 samples, block 2 by none; drawing block 2 alone leads by 0
+    assert found["estimate"] == pytest.approx(2 / 6)
+    assert (found["low"], found["high"]) == (pytest.approx(0), pytest.approx(0.5))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.booleans(), min_size=6, max_size=6), st.permutations(range(7)), st.integers(0, 99))
+def test_a_run_differs_from_itself_by_nothing_in_any_order(right, order, seed):
+    frame = predictions(right)
+    runs = {("a", *HEADLINE): frame, ("b", *HEADLINE): frame.iloc[list(order)]}
+    drawn = comparison.draws(runs, CLASSES, 20, seed)
+    difference = accuracy(drawn).sel(model="a") - accuracy(drawn).sel(model="b")
+    assert (difference == 0).all()
+    turned = comparison.draws(dict(reversed(runs.items())), CLASSES, 20, seed)
+    xr.testing.assert_identical(drawn, turned.reindex_like(drawn))
+
+
+def test_runs_on_other_samples_are_refused():
+    other = predictions(GOOD, blocks=(0, 0, 1, 1, 2, 3))
+    with pytest.raises(ValueError, match=r"first/optical\+m-chi/none/1 were judged on different samples"):
+        comparison.draws({("first", *HEADLINE): other, ("network 0", *HEADLINE): predictions(GOOD)}, CLASSES, 5, 0)
+    with pytest.raises(ValueError, match="no run to compare"):
+        comparison.draws({}, CLASSES, 5, 0)
+
+
+def test_an_absent_run_makes_its_differences_unknown():
+    found = comparison.contrast(table(GOOD).reindex(model=["network 0", "network 1"]), lead)
+    assert np.isnan([found["estimate"], found["low"], found["high"], *found["by_seed"]]).all()
+    assert comparison.verdict(found["low"], found["high"], found["by_seed"]) == comparison.OPEN
+    assert comparison.percent(found["estimate"], found["low"], found["high"]) == "–"
+
+
+def test_draws_without_the_class_are_left_out():
+    values = xr.DataArray([[0.5, np.nan, 0.4, 0.4], [0.5, np.nan, np.nan, np.nan]], dims=("model", "draw"))
+    bounds = comparison.interval(values.assign_coords(draw=range(4)))
+    np.testing.assert_allclose(bounds, [[0.5, 0.4, 0.4], [0.5, np.nan, np.nan]])
+
+
+def test_seeds_enter_with_their_mean_and_one_by_one():
+    runs = {
+        ("network 0", "optical+m-chi", "none", 1): predictions(GOOD),
+        ("network 0", "optical+m-chi", "none", 2): predictions(FAIR),
+        ("network 1", "optical+m-chi", "none", 1): predictions(FAIR),
+    }
+    found = comparison.contrast(comparison.draws(runs, CLASSES, 50, 0), lead)
+    assert found["estimate"] == pytest.approx((5 + 3) / 2 / 6 - 3 / 6)
+    assert found["by_seed"] == pytest.approx([2 / 6, 0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "by_seed", "expected"),
+    [
+        (0.1, 0.2, (), comparison.HOLDS),
+        (0.1, 0.2, (0.1, 0.3), comparison.HOLDS),
+        (0.1, 0.2, (0.1, -0.1), comparison.OPEN),
+        (0.1, 0.2, (0.1, 0.0), comparison.OPEN),
+        (0.0, 0.2, (0.1,), comparison.OPEN),
+        (-0.1, 0.2, (0.1,), comparison.OPEN),
+        (-0.2, -0.1, (-0.1,), comparison.FAILS),
+        (-0.2, -0.1, (-0.1, 0.1), comparison.OPEN),
+        (-0.2, 0.0, (-0.1,), comparison.OPEN),
+        (np.nan, np.nan, (np.nan,), comparison.OPEN),
+        (0.1, 0.2, (np.nan,), comparison.OPEN),
+    ],
+)
+def test_verdict(low, high, by_seed, expected):
+    assert comparison.verdict(low, high, by_seed) == expected
+    mirrored = {comparison.HOLDS: comparison.FAILS, comparison.FAILS: comparison.HOLDS}.get(expected, expected)
+    assert comparison.verdict(-high, -low, [-v for v in by_seed]) == mirrored
+
+
+def test_a_claim_needs_all_its_parts():
+    holds, fails, told = comparison.HOLDS, comparison.FAILS, comparison.OPEN
+    assert comparison.joint([holds, holds]) == holds
+    assert comparison.joint([holds, told]) == told
+    assert comparison.joint([holds, told, fails]) == fails
+    paper = comparison.paper_table("table1").isel(model=[0, 1]).assign_coords(model=["network 0", "network 1"])
+    everywhere = table([1] * 6, [1, 0] * 3)
+    claim = comparison.judge("first is best", {"lead": lead, "reversed": lambda t: -lead(t)}, everywhere, paper)
+    assert [part["verdict"] for part in claim["parts"]] == [holds, fails]
+    assert claim["verdict"] == fails
+    assert claim["parts"][0]["paper"] == pytest.approx(0.864 - 0.905)
+    assert json.loads(json.dumps(claim)) == claim
+
+
+def test_marks_need_a_certain_lead():
+    def values(*runs):
+        return accuracy(table(*runs)).mean("seed")
+
+    assert comparison.marks(values([1] * 6, FAIR, [0] * 6)) == {"network 0": "best", "network 1": "second best"}
+    assert comparison.marks(values(FAIR, [1] * 6, FAIR)) == {"network 1": "best"}
+    assert comparison.marks(values(GOOD, GOOD, [0] * 6)) == {}  # two leaders: no best, and no second best
+    assert comparison.marks(values(GOOD)) == {}
+    padded = values([1] * 6, FAIR).reindex(model=["network 9", "network 0", "network 1"])
+    assert comparison.marks(padded) == {"network 0": "best"}
+
+
+def test_failed_and_lost_cells_are_shown_with_their_reason():
+    sweep = [
+        {"run": "_build/demo/runs/tcnn/m-chi/none/seed-1", "failed": ""},
+        {"run": "_build/demo/runs/tcnn/optical+m-chi/none/seed-1", "failed": "the loss is NaN"},
+        {"run": "_build/demo/patch-size/9/tcnn/m-chi/none/seed-1", "failed": ""},
+    ]
+    found = ["/elsewhere/_build/demo/runs/tcnn/m-chi/none/seed-1", "runs/tcnn/optical+m-chi/none/seed-1"]
+    absent = comparison.missing(sweep, found).set_index("run")["reason"]
+    assert absent.to_dict() == {
+        "runs/tcnn/optical+m-chi/none/seed-1": "the loss is NaN",  # also where an earlier run is still there
+        "9/tcnn/m-chi/none/seed-1": "its run is not on disk",
+    }
+    assert comparison.missing([], found).empty
+
+
+def test_side_by_side_has_every_cell_and_its_state():
+    ours = table(GOOD).assign_coords(model=["TCNN"]).reindex(model=["TCNN", "3D-CNN", "forest"])
+    ours = ours.sel(measure=["overall_accuracy", "kappa"])
+    absent = pd.DataFrame([("x", "3D-CNN", "optical+m-chi", "none", "out of memory")],
+                          columns=["run", *comparison.CELL, "reason"])  # fmt: skip
+    rows = comparison.side_by_side(comparison.paper_table("table1"), ours, absent)
+    assert len(rows) == 6
+    rows = rows.xs("overall_accuracy", level="measure").droplevel(["features", "augmentation"])
+    assert rows["state"].to_dict() == {"TCNN": "", "3D-CNN": "missing", "forest": "not in this build"}
+    assert rows["seeds"].tolist() == [1, 0, 0]
+    assert rows["estimate"].tolist() == pytest.approx([5 / 6, np.nan, np.nan], nan_ok=True)
+    assert rows["paper"].tolist() == pytest.approx([0.864, 0.905, np.nan], nan_ok=True)
+
+
+def test_numbers_in_words():
+    assert comparison.percent(0.8123, 0.75, 0.861) == "81.2 (75.0 to 86.1)"
+    assert comparison.percent(0.012, -0.004, 0.03, "+") == "+1.2 (-0.4 to +3.0)"
