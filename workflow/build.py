@@ -35,6 +35,7 @@ class Sweep:
     def __init__(self, configuration: Path, build: Path, cores: int):
         profile = yaml.safe_load(configuration.read_text())
         cells = book.cells(profile, book.all_chapters())
+        self.pages = {cell.chapter.network: build / f"executed/{cell.chapter.name}.ipynb" for cell in cells}
         self.waiting = {cell.name: cell.chapter.network for cell in cells}
         self.total, self.cores, self.seconds = len(cells), cores, {}
         for file in (build / "cells").glob("*.json"):
@@ -45,14 +46,22 @@ class Sweep:
         if network := self.waiting.pop(cell, None):
             self.seconds.setdefault(network, []).append(seconds)
 
+    def page_seconds(self, network: str) -> float:
+        """What the network's own page took, or a minute where it has not run."""
+        page = self.pages[network]
+        if not page.exists():
+            return 60.0
+        return json.loads(page.read_text())["metadata"]["cropnb"]["run"]["seconds"]
+
     def follow(self, line: str) -> str:
         """The line, with the time left where it reports a training."""
         if not (told := re.match(r"  trained   (\S+) in (\d+) s", line)):
             return line
         self.done(told[1], float(told[2]))
         means = {network: sum(known) / len(known) for network, known in self.seconds.items()}
-        typical = sum(means.values()) / len(means)  # for a network of which none has finished
-        left = sum(means.get(network, typical) for network in self.waiting.values()) / self.cores / 60
+        for network in set(self.waiting.values()) - set(means):  # until one has finished, its page says how long
+            means[network] = self.page_seconds(network)
+        left = sum(means[network] for network in self.waiting.values()) / self.cores / 60
         done = self.total - len(self.waiting)
         return f"{line.rstrip()}: {done} of {self.total} trainings, about {left:.0f} min left\n"
 
