@@ -311,6 +311,8 @@ def scale(steps: xr.DataArray, scaler: Mapping) -> xr.DataArray:
     sensors = steps.sensor.values.tolist()
     for sensor in dict.fromkeys(sensors):
         fitted, shown = scaler.get(sensor, {}).get("channels"), list(steps.attrs[sensor])
+        if fitted == shown and not {"zero", "one"} <= scaler[sensor].keys():
+            raise ValueError(f"The scaler of {sensor} lacks its values for zero and one: fit it again.")
         if fitted != shown:
             raise ValueError(f"The scaler was fitted to {fitted} but {sensor} shows {shown}: fit it again.")
     low, high = (

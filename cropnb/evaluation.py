@@ -77,9 +77,7 @@ def bootstrap(
     Each of ``n`` replicates draws as many groups as there are, with replacement, each with all its samples.
     Raises ValueError as ``confusion_matrix`` does, and for fewer than two groups, which carry no spread.
     """
-    matrices = _by_group(true, predicted, groups, classes)
-    draws = _redraw(matrices, n, seed)
-    return _interval(_measures(matrices.sum(0)), _measures(draws), classes)
+    return _interval(*bootstrap_draws(true, predicted, groups, classes, n, seed))
 
 
 def bootstrap_draws(
@@ -115,10 +113,9 @@ def paired_bootstrap(
     Both sets of predictions are scored on the same redrawn groups, so what makes a group hard for both
     cancels.  An interval that holds 0 leaves open which of the two is better.
     """
-    a = _by_group(true, predicted_a, groups, classes)
-    b = _by_group(true, predicted_b, groups, classes)
-    estimate = _measures(a.sum(0)) - _measures(b.sum(0))
-    return _interval(estimate, _measures(_redraw(a, n, seed)) - _measures(_redraw(b, n, seed)), classes)
+    a, draws_a = bootstrap_draws(true, predicted_a, groups, classes, n, seed)
+    b, draws_b = bootstrap_draws(true, predicted_b, groups, classes, n, seed)
+    return _interval(a - b, draws_a - draws_b)
 
 
 def _by_group(true: ArrayLike, predicted: ArrayLike, groups: ArrayLike, classes: Sequence[str]) -> np.ndarray:
@@ -165,10 +162,9 @@ def _measure_names(classes: Sequence[str]) -> list[str]:
     return ["overall_accuracy", "kappa", "mean_f1", *(f"f1_{name}" for name in classes)]
 
 
-def _interval(estimate: np.ndarray, draws: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+def _interval(estimate: pd.Series, draws: pd.DataFrame) -> pd.DataFrame:
     """Percentiles over the replicates where the measure exists; NaN where it never does."""
-    table = pd.DataFrame(draws, columns=_measure_names(classes))
-    low, high = table.quantile((1 - LEVEL) / 2), table.quantile((1 + LEVEL) / 2)
+    low, high = draws.quantile((1 - LEVEL) / 2), draws.quantile((1 + LEVEL) / 2)
     return pd.DataFrame({"estimate": estimate, "low": low, "high": high})
 
 

@@ -196,6 +196,13 @@ def test_scaling_is_lazy_and_survives_a_round_trip(built, tmp_path):
         cube.scale(cube.scenario(built, "backscatter"), scaler)
 
 
+def test_a_scaler_without_its_values_is_refused(built):
+    steps = cube.scenario(built, "backscatter")
+    old = {"sar": {"channels": list(steps.attrs["sar"]), "minimum": [0.0] * 3, "maximum": [1.0] * 3}}
+    with pytest.raises(ValueError, match="lacks its values for zero and one: fit it again"):
+        cube.scale(steps, old)
+
+
 def test_standard_scaling_centres_the_training_pixels(built):
     steps = cube.scenario(built, "optical+m-chi")
     rows, columns = np.mgrid[30:50, 30:50].reshape(2, -1)
