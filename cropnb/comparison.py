@@ -168,3 +168,9 @@ def percent(estimate: float, low: float, high: float, sign: str = "") -> str:
     if np.isnan(estimate):
         return "–"
     return f"{100 * estimate:{sign}.1f} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in words: "a, b and c"; "none" where there is none."""
+    *others, last = [*names] or ["none"]
+    return " and ".join(filter(None, [", ".join(others), last]))

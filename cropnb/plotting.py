@@ -77,6 +77,20 @@ def confusion(matrix: pd.DataFrame, ax=None):
 _KINDS = {"STAR": "#009E73", "Conv": "#56B4E9", "Dense": "#E69F00", "Pool": "#CC79A7"}
 
 
+def heat_map(fractions: pd.DataFrame, states: pd.DataFrame, ax, low: float, high: float):
+    """Fractions as a heat map in per cent between `low` and `high` (per cent); `states` says why one is absent."""
+    options = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5}
+    sns.heatmap(100 * fractions, annot=True, fmt=".1f", ax=ax, annot_kws={"size": "small"}, **options)
+    for (y, x), text in np.ndenumerate(states.to_numpy()):
+        if text:
+            text = text.replace("not in this build", "–")
+            ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize="x-small")
+    ax.grid(visible=False)
+    ax.set_facecolor("#EEEEEE")
+    ax.set(xlabel="", ylabel="")
+    return ax
+
+
 def network(layers: pd.DataFrame, ax=None):
     """A network as a column of bars from input to output, one a layer, as long as its output has numbers (log).
 

@@ -26,13 +26,17 @@ RESTARTS, TRIES = 40, 5  # of the search for an assignment, and how many of thos
 HELP = "smaller blocks, another seed, a smaller fraction or patch, or merging classes would help"
 
 
-def blocks(parcels: gpd.GeoDataFrame, size_m: float, origin: tuple[float, float]) -> pd.Series:
+def blocks(labels: xr.Dataset, parcels: gpd.GeoDataFrame, size_m: float) -> pd.Series:
     """Return the block of each parcel, by parcel_id: the grid cell that holds its representative point.
 
-    origin: left and top of the grid (m). A block's number is its row times 10,000 plus its column.
+    labels: raster (y, x) at whose upper left corner the grid starts; of a parcel that leaves it, the part inside
+    counts. A block's number is its row times 10,000 plus its column.
     """
-    point = parcels.representative_point()
-    column, row = np.floor((point.x - origin[0]) / size_m), np.floor((origin[1] - point.y) / size_m)
+    left, top = _corner(labels)
+    right, bottom = labels["x"].values[-1], labels["y"].values[-1]  # half a pixel inside, and so in the last block
+    part = parcels.geometry.clip_by_rect(left, bottom, right, top)
+    point = part.where(~part.is_empty, parcels.geometry).representative_point()
+    column, row = np.floor((point.x - left) / size_m), np.floor((top - point.y) / size_m)
     return pd.Series((row * ACROSS + column).to_numpy(np.int64), index=parcels["parcel_id"], name="block")
 
 
@@ -131,7 +135,7 @@ def audit(
     classes, names = labels.attrs["classes"], np.full(256, "", object)
     names[: len(classes)] = classes
     row, col, group = split["row"].to_numpy(), split["col"].to_numpy(), split["set"].to_numpy()
-    block = _blocks_on(labels, parcels, block_size).reindex(parcel[row, col]).to_numpy()
+    block = blocks(labels, parcels, block_size).reindex(parcel[row, col]).to_numpy()
     true = pd.DataFrame({"parcel": parcel[row, col], "block": block, "crop": names[crop[row, col]], "set": group})
     place = np.isclose(split["y"], labels["y"].values[row]) & np.isclose(split["x"], labels["x"].values[col])
     named = (split["parcel_id"].to_numpy() == true["parcel"]) & (split["crop"].to_numpy() == true["crop"])
@@ -195,20 +199,11 @@ def _corner(labels: xr.Dataset) -> tuple[float, float]:
     return float(x[0] - (x[1] - x[0]) / 2), float(y[0] - (y[1] - y[0]) / 2)
 
 
-def _blocks_on(labels, parcels, block_size) -> pd.Series:
-    """Return the block of each parcel by its part on the raster: none lies in a block outside."""
-    left, top = _corner(labels)
-    right, bottom = labels["x"].values[-1], labels["y"].values[-1]  # half a pixel inside, and so in the last block
-    part = parcels.geometry.clip_by_rect(left, bottom, right, top)
-    part = part.where(~part.is_empty, parcels.geometry)
-    return blocks(parcels.set_geometry(part), block_size, (left, top))
-
-
 def _labelled(labels, parcels, block_size) -> pd.DataFrame:
     """Return row, col, code (position in the classes), parcel_id and block of each labelled pixel."""
     row, col = np.nonzero(labels["crop"].values != NO_CROP)
     code, ids = labels["crop"].values[row, col], labels["parcel"].values[row, col]
-    block = _blocks_on(labels, parcels, block_size).reindex(ids).to_numpy(float)
+    block = blocks(labels, parcels, block_size).reindex(ids).to_numpy(float)
     if not len(row) or np.isnan(block).any():
         raise ValueError("the labels hold no pixel, or parcels that are not given: rasterise these parcels")
     columns = {"row": row, "col": col, "code": code, "parcel_id": ids, "block": block.astype(np.int64)}

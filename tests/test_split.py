@@ -56,9 +56,11 @@ def footprint(samples, patch):
 
 
 def test_a_parcel_lies_in_the_block_of_its_representative_point():
-    shapes = [box(0, -90, 90, 0), box(950, -90, 1090, 0), box(990, -1990, 1400, -1010), box(-50, 20, -10, 40)]
-    parcels = gpd.GeoDataFrame({"parcel_id": [4, 3, 2, 1]}, geometry=shapes, crs=CRS)
-    assert blocks(parcels, 1000, (0, 0)).to_dict() == {4: 0, 3: 1, 2: 10_001, 1: -10_001}
+    # Within a block, over a border, over two rows, and half beyond the right edge, where the part inside counts.
+    shapes = [box(0, -90, 90, 0), box(950, -90, 1090, 0), box(990, -1990, 1400, -1010), box(1900, -90, 2900, 0)]
+    parcels = gpd.GeoDataFrame({"parcel_id": [4, 3, 2, 1], "crop": "maize"}, geometry=shapes, crs=CRS)
+    labels = rasterise(parcels, GeoBox.from_bbox((0, -2000, 2000, 0), CRS, resolution=10), CLASSES)
+    assert blocks(labels, parcels, 1000).to_dict() == {4: 0, 3: 1, 2: 10_001, 1: 1}
 
 
 def test_columns_types_and_places(made):
