@@ -1,5 +1,6 @@
 # The two commands are `make book` and `make test`; each starts from a bare machine with Python 3.11+ and git.
 PROFILE ?= demo
+REGION ?=
 PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 VENV := .venv
@@ -7,13 +8,13 @@ RUN := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help book smoke test pages lint data bench lab run lock clean
+.PHONY: help book smoke test pages lint data plan products bench lab run lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-book: $(VENV)/.ready  ## run the chapters and render the book (PROFILE=smoke, demo or paper)
-	@$(RUN) workflow/build.py --profile $(PROFILE) --cores $(CORES)
+book: $(VENV)/.ready  ## run the chapters and render the book (PROFILE=smoke, demo or paper; REGION=your.yaml)
+	@$(RUN) workflow/build.py --profile $(PROFILE) --region "$(REGION)" --cores $(CORES)
 
 smoke:  ## the book at its smallest, in minutes
 	@$(MAKE) --no-print-directory book PROFILE=smoke
@@ -32,6 +33,12 @@ pages: $(VENV)/.ready  ## look at the rendered pages of PROFILE in headless Chro
 data: $(VENV)/.ready  ## fetch all data sets, with checksums
 	@$(RUN) -m cropnb.data
 
+plan: $(VENV)/.ready  ## list the products of REGION in a lock file beside it, fetching nothing
+	@$(RUN) -m cropnb.sentinel plan $(REGION)
+
+products: $(VENV)/.ready  ## fetch what the lock file of REGION lists
+	@$(RUN) -m cropnb.sentinel fetch $(REGION)
+
 bench: $(VENV)/.ready  ## measure, as ratios in one run
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(RUN) $$file || exit 1; done
 
@@ -44,7 +51,7 @@ run: $(VENV)/.ready  ## one chapter: make run CHAPTER=18_real_fields PARAMS="see
 	@echo "Executed notebook: _build/reruns/executed/$(CHAPTER).ipynb"
 
 lock:  ## pin the dependencies of pyproject.toml anew
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url \
+	uv pip compile pyproject.toml --extra dev --extra sentinel --universal --python-version 3.11 --no-emit-index-url \
 	  --no-annotate --custom-compile-command "make lock" --upgrade -q -o requirements.txt
 
 clean:  ## remove everything generated but the data cache

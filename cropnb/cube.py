@@ -1,6 +1,7 @@
 """From acquisitions on disk to the feature cube, and from the cube to a network's three channels.
 
-A region folder holds single-look complex VV and VH, optical bands with their scene classification, region.json.
+A region folder holds radar acquisitions (single-look complex VV and VH, or their covariance, or SNAP's features),
+optical bands with their scene classification, and region.json. A sensor, or an optical band, may be absent.
 The cube is written block by block: a block reads its own window, with the margin its filters need, so memory
 follows the block and the number of dates, never the area, and values are those of the whole image.
 """
@@ -32,7 +33,8 @@ MAX_CLOUD = 0.08  # mean cloud cover of a used optical acquisition (paper sectio
 CLOUD_CLASSES = (3, 8, 9, 10, 11)
 MASKED_CLASSES = (0, 1, *CLOUD_CLASSES)  # and nodata, saturated
 BANDS = {"red": "B04_10m", "narrow_nir": "B8A_20m", "swir1": "B11_20m", "scl": "SCL_20m"}
-SPACING = {"vv": (2.5, 10), "vh": (2.5, 10), "red": (10, 10)}  # x and y of each raster, metres
+# x and y of each raster, metres
+SPACING = {"vv": (2.5, 10), "vh": (2.5, 10)} | dict.fromkeys(("c2", "features", "red"), (10, 10))
 SPACING |= dict.fromkeys(("narrow_nir", "swir1", "scl"), (20, 20))
 FILTER_WINDOW = 7  # refined Lee
 _SIGMA0 = "surface_backwards_scattering_coefficient_of_radar_wave"
@@ -67,29 +69,34 @@ SCENARIOS: dict[str, tuple] = {
 }
 
 
-def acquisitions(region_folder: str | Path, max_cloud: float = MAX_CLOUD) -> pd.DataFrame:
+def acquisitions(region_folder: str | Path, max_cloud: float | None = None) -> pd.DataFrame:
     """Every acquisition of a region in date order, checked before anything is computed.
 
     Returns columns `time`, `sensor` ("sar", "optical"), `track`, `cloud_cover` (fraction of the valid pixels in
     cloud or shadow; NaN for SAR), `used` (optical below `max_cloud`, all SAR) and `files` (a dict of paths).
+    max_cloud: None takes the region's, and where it has none the paper's (`MAX_CLOUD`).
 
     Raises
     ------
     FileNotFoundError
-        For a missing region.json, polarisation, band or listed date.
+        For a missing region.json, polarisation or listed date, and for a band that only some dates have.
     ValueError
-        For another polarisation, repeated dates, different grids, no nodata value, an acquisition without data.
+        For another polarisation, radar of several kinds, repeated dates, different grids, no nodata value, an
+        acquisition without data, a region without any.
     """
     folder = Path(region_folder)
     record = read_region(folder)
     rows = _radar_acquisitions(folder / "sar") + _optical_acquisitions(folder / "optical")
     columns = ["time", "sensor", "track", "cloud_cover", "files"]
     table = pd.DataFrame(rows, columns=columns).sort_values("time", ignore_index=True)
+    if table.empty:
+        raise ValueError(f"{folder} has neither radar nor optical acquisitions: fetch some first.")
     _check_dates(table, record, folder)
     for files in table.files:
         for band, path in files.items():
             _check_raster(path, SPACING[band], record)
     table["cloud_cover"] = [_cloud_cover(f["scl"]) if "scl" in f else np.nan for f in table.files]
+    max_cloud = record.get("max_cloud", MAX_CLOUD) if max_cloud is None else max_cloud
     table["used"] = ~(table.cloud_cover >= max_cloud)
     return table
 
@@ -110,11 +117,10 @@ def build(
     window: int = 5,
     polarimetric_filter: bool = True,
     convention: str = "snap",
-    max_cloud: float = MAX_CLOUD,
+    max_cloud: float | None = None,
     chunk: int = 256,
-    read_c2: Callable | None = None,
 ) -> Path:
-    """Build the feature cube of a region into a Zarr store, groups `sar` and `optical`.
+    """Build the feature cube of a region into a Zarr store, groups `sar` and `optical`, or the one it has.
 
     Written beside its place and renamed when whole. dask computes the blocks, on the active cluster if any.
 
@@ -130,15 +136,13 @@ def build(
         Sign of S4, see `cropnb.polarimetry.stokes`.
     chunk
         Side of a block, pixels, even.
-    read_c2
-        ``read_c2(files, rows, columns) -> Dataset (y, x)`` gives the covariance of one acquisition on the 10 m
-        grid within two slices; `c2_from_slc` where None. Another reader makes the same cube of other products.
     """
     if chunk % 2:
         raise ValueError(f"A block of {chunk} pixels splits a 20 m pixel: choose an even one, say {chunk + 1}.")
     cube_path, record = Path(cube_path), read_region(region_folder)
     if cube_path.exists() and not (cube_path / "zarr.json").is_file():
         raise ValueError(f"{cube_path} holds something that is no cube: give another path or remove it.")
+    max_cloud = record.get("max_cloud", MAX_CLOUD) if max_cloud is None else max_cloud
     table = acquisitions(region_folder, max_cloud)
     y, x = _axes(record)
     options = {"looks": looks, "window": window, "polarimetric_filter": polarimetric_filter}
@@ -146,7 +150,7 @@ def build(
     margin = window // 2 + polarimetric_filter * (FILTER_WINDOW // 2)
     margin = max(margin, FILTER_WINDOW // 2)  # of the backscatter branch
     readers = {
-        "sar": partial(_sar_block, (len(y), len(x)), margin, read_c2 or c2_from_slc, options),
+        "sar": partial(_sar_block, (len(y), len(x)), margin, options),
         "optical": _optical_block,
     }
     filters = {"speckle_filter": "multi-temporal refined Lee", "speckle_window": FILTER_WINDOW}
@@ -156,10 +160,11 @@ def build(
     }
     temporary = cube_path.with_name(f".{cube_path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    for sensor, names in FEATURES.items():
+    for sensor in table.sensor.unique():
         used = table[table.used & (table.sensor == sensor)]
         if used.empty:
             raise ValueError(f"{region_folder} has no usable {sensor} date: raise max_cloud or add acquisitions.")
+        names = {name: FEATURES[sensor][name] for name in _features(used.files.iloc[0])}
         shape = len(names), len(used), len(y), len(x)
         planes = _blocks(partial(readers[sensor], list(used.files)), shape, chunk)
         group = xr.Dataset(
@@ -178,11 +183,34 @@ def build(
     return cube_path
 
 
-def open_cube(cube_path: str | Path, sensor: str) -> xr.Dataset:
-    """One group of a cube, "sar" or "optical", lazily (time, y, x)."""
+def open_cube(cube_path: str | Path, sensor: str | None = None) -> xr.Dataset:
+    """One group of a cube, "sar" or "optical", lazily (time, y, x); None opens the first that it has.
+
+    Raises FileNotFoundError for a missing cube and ValueError for a sensor it has no acquisitions of.
+    """
+    sensor = sensor or sensors(cube_path)[0]
+    if sensor not in sensors(cube_path):
+        raise ValueError(f"{cube_path} has no {sensor} acquisitions, only {sensors(cube_path)}.")
+    return xr.open_zarr(cube_path, group=sensor, consolidated=False, decode_coords="all")
+
+
+def sensors(cube_path: str | Path) -> list[str]:
+    """The sensors whose acquisitions a cube holds. Raises FileNotFoundError for a missing cube."""
     if not Path(cube_path).exists():
         raise FileNotFoundError(f"{cube_path} is missing: build the cube first.")
-    return xr.open_zarr(cube_path, group=sensor, consolidated=False, decode_coords="all")
+    return [sensor for sensor in FEATURES if Path(cube_path, sensor).is_dir()]
+
+
+def left_out(cube_path: str | Path) -> dict[str, str]:
+    """Scenarios that a cube cannot give, and why: what it lacks."""
+    held = {sensor: set(open_cube(cube_path, sensor).data_vars) for sensor in sensors(cube_path)}
+    reasons = {}
+    for name, parts in SCENARIOS.items():
+        for sensor, channels in parts:
+            if missing := sorted(set(channels) - {"amplitude_ratio"} - held.get(sensor, set())):
+                lack = f"{sensor} acquisitions" if sensor not in held else " and ".join(missing)
+                reasons[name] = f"the region has no {lack}"
+    return reasons
 
 
 def sar_features(
@@ -245,6 +273,9 @@ def scenario(cube_path: str | Path, name: str) -> xr.DataArray:
     """
     if name not in SCENARIOS:
         raise ValueError(f"Unknown scenario {name!r}: choose one of {list(SCENARIOS)}.")
+    if reason := left_out(cube_path).get(name):
+        others = [other for other in SCENARIOS if other not in left_out(cube_path)]
+        raise ValueError(f"{cube_path} cannot give the scenario {name!r}, {reason}: choose one of {others}.")
     parts = []
     for sensor, channels in SCENARIOS[name]:
         group = open_cube(cube_path, sensor).drop_vars("cloud_cover", errors="ignore")
@@ -262,9 +293,9 @@ def scenario(cube_path: str | Path, name: str) -> xr.DataArray:
 def complete(cube_path: str | Path) -> xr.DataArray:
     """Whether a pixel (y, x) has a value on every date of every sensor, so that any scenario can use it."""
     whole = True
-    for sensor in FEATURES:
+    for sensor in sensors(cube_path):
         group = open_cube(cube_path, sensor)
-        for name in FEATURES[sensor]:
+        for name in group.data_vars:
             whole = whole & np.isfinite(group[name]).all("time")
     return whole.compute()
 
@@ -345,13 +376,33 @@ def _blocks(read: Callable, shape: tuple[int, ...], chunk: int) -> da.Array:
     return da.map_blocks(block, chunks=((shape[0],), (shape[1],), *sides), dtype="float32", meta=meta)
 
 
-def _sar_block(grid, margin: int, read_c2, options, files, rows: slice, columns: slice) -> np.ndarray:
+def _features(files: Mapping[str, Path]) -> list[str]:
+    """The features that an acquisition's files give."""
+    if "features" in files:
+        with rasterio.open(files["features"]) as file:
+            return [name for name in FEATURES["sar"] if name in file.descriptions]
+    return [name for name in FEATURES["optical"] if name in files] or list(FEATURES["sar"])
+
+
+def _read_bands(path: Path, rows: slice, columns: slice) -> xr.Dataset:
+    """Bands (y, x) of a raster by their descriptions."""
+    with rasterio.open(path) as file:
+        planes = file.read(window=Window.from_slices((rows.start, rows.stop), (columns.start, columns.stop)))
+        return xr.Dataset({name: (("y", "x"), p) for name, p in zip(file.descriptions, planes, strict=True)})
+
+
+def _sar_block(grid, margin: int, options, files, rows: slice, columns: slice) -> np.ndarray:
     """Features (feature, time, y, x) of one block, computed with `margin` pixels around it."""
+    if "features" in files[0]:
+        series = xr.concat([_read_bands(each["features"], rows, columns) for each in files], "time")
+        planes = series[_features(files[0])].to_dataarray("feature")
+        return planes.transpose("feature", "time", "y", "x").values.astype("float32")
     wide, inner = [], {}
     for dim, part, end in zip(("y", "x"), (rows, columns), grid, strict=True):
         wide.append(slice(max(0, part.start - margin), min(end, part.stop + margin)))
         inner[dim] = slice(part.start - wide[-1].start, part.stop - wide[-1].start)
-    c2 = xr.concat([read_c2(each, *wide) for each in files], "time")
+    c2 = [_read_bands(each["c2"], *wide) if "c2" in each else c2_from_slc(each, *wide) for each in files]
+    c2 = xr.concat(c2, "time")
     if not np.isfinite(c2.c11).any():  # off the swath: nothing to filter
         shape = len(FEATURES["sar"]), len(files), rows.stop - rows.start, columns.stop - columns.start
         return np.full(shape, np.nan, "float32")
@@ -361,7 +412,7 @@ def _sar_block(grid, margin: int, read_c2, options, files, rows: slice, columns:
 
 def _optical_block(files, rows: slice, columns: slice) -> np.ndarray:
     scenes = xr.concat([optical_reflectance(each, rows, columns) for each in files], "time")
-    planes = scenes[list(FEATURES["optical"])].to_dataarray("feature")
+    planes = scenes[_features(files[0])].to_dataarray("feature")
     return planes.transpose("feature", "time", "y", "x").values
 
 
@@ -374,40 +425,55 @@ def _axes(record: Mapping) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _radar_acquisitions(folder: Path) -> list[tuple]:
-    """Pairs S1_YYYYMMDDTHHMM_{VV,VH}.tif as (time, sensor, track, cloud cover, files)."""
-    pairs: dict[tuple, dict[str, Path]] = {}
+    """Files S1_YYYYMMDDTHHMM_{VV,VH}.tif, _C2.tif or _FEATURES.tif as (time, sensor, track, cloud cover, files)."""
+    found: dict[tuple, dict[str, Path]] = {}
     for path in sorted(folder.glob("*.tif"), reverse=True):  # VV before VH
-        name = re.fullmatch(r"S1_(\d{8}T\d{4})_([A-Z]{2})", path.stem)
+        name = re.fullmatch(r"S1_(\d{8}T\d{4})_([A-Z0-9]+)", path.stem)
         if not name:
             raise ValueError(f"{path} is not named S1_YYYYMMDDTHHMM_VV.tif or _VH.tif: rename or remove it.")
         with rasterio.open(path) as file:
-            tags, dtype = file.tags(), file.dtypes[0]
-        stated = tags.get("polarisation", name[2])
-        if stated not in ("VV", "VH") or stated != name[2]:
-            raise ValueError(f"{path} holds polarisation {stated}: give the product's VV and VH, each in its file.")
-        if not dtype.startswith("complex"):
-            raise ValueError(f"{path} is {dtype}, detected data: give the single-look complex (SLC) product.")
-        if "calibration" not in tags:
-            raise ValueError(f"{path} has no tag `calibration`: store K of sigma0 amplitude = number / K there.")
-        pairs.setdefault((name[1], tags.get("orbit_track", "")), {})[name[2].lower()] = path
-    for (time, _), files in pairs.items():
-        for missing in {"vv", "vh"} - set(files):
+            tags, dtype, bands = file.tags(), file.dtypes[0], file.descriptions
+        if name[2] in ("C2", "FEATURES"):
+            known = polarimetry.C2 if name[2] == "C2" else list(FEATURES["sar"])
+            if not set(bands) & set(known) or (name[2] == "C2" and set(bands) != set(known)):
+                raise ValueError(f"{path} has bands {list(bands)}: describe them as {list(known)}.")
+        else:
+            _check_slc(path, tags, dtype, name[2])
+        found.setdefault((name[1], tags.get("orbit_track", "")), {})[name[2].lower()] = path
+    for (time, _), files in found.items():
+        for missing in ({"vv", "vh"} - set(files)) if {"vv", "vh"} & set(files) else ():
             path = folder / f"S1_{time}_{missing.upper()}.tif"
             raise FileNotFoundError(f"{path} is missing: add it or remove the acquisition's other polarisation.")
-    return [(pd.Timestamp(time), "sar", track, np.nan, files) for (time, track), files in pairs.items()]
+    if len(kinds := {(*sorted(files), *_features(files)): files for files in found.values()}) > 1:
+        one, other = (next(iter(files.values())) for files in list(kinds.values())[:2])
+        raise ValueError(f"{one} and {other} are products of two kinds: bring all radar of a region the same way.")
+    return [(pd.Timestamp(time), "sar", track, np.nan, files) for (time, track), files in found.items()]
+
+
+def _check_slc(path: Path, tags: Mapping, dtype: str, polarisation: str) -> None:
+    stated = tags.get("polarisation", polarisation)
+    if stated not in ("VV", "VH") or stated != polarisation:
+        raise ValueError(f"{path} holds polarisation {stated}: give the product's VV and VH, each in its file.")
+    if not dtype.startswith("complex"):
+        raise ValueError(f"{path} is {dtype}, detected data: give the single-look complex (SLC) product.")
+    if "calibration" not in tags:
+        raise ValueError(f"{path} has no tag `calibration`: store K of sigma0 amplitude = number / K there.")
 
 
 def _optical_acquisitions(folder: Path) -> list[tuple]:
-    """Folders S2_YYYYMMDD of four bands as (time, sensor, track, cloud cover, files)."""
+    """Folders S2_YYYYMMDD of bands as (time, sensor, track, cloud cover, files)."""
+    scenes = sorted(folder.glob("*/"))
+    held = {scene: {band for band, stem in BANDS.items() if (scene / f"{stem}.tif").is_file()} for scene in scenes}
     rows = []
-    for scene in sorted(folder.glob("*/")):
+    for scene in scenes:
         name = re.fullmatch(r"S2_(\d{8})(_\w+)?", scene.name)
         if not name:
             raise ValueError(f"{scene} is not named S2_YYYYMMDD: rename or remove it.")
-        files = {band: scene / f"{stem}.tif" for band, stem in BANDS.items()}
-        for path in files.values():
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing: fetch the band or remove {scene.name}.")
+        for band in sorted(set().union(*held.values(), {"scl"}) - held[scene]):
+            raise FileNotFoundError(f"{scene / BANDS[band]}.tif is missing: fetch the band or remove {scene.name}.")
+        if held[scene] == {"scl"}:
+            raise FileNotFoundError(f"{scene} holds no band but its classification: fetch {BANDS['red']}.tif.")
+        files = {band: scene / f"{stem}.tif" for band, stem in BANDS.items() if band in held[scene]}
         rows.append((pd.Timestamp(name[1]), "optical", "", np.nan, files))
     return rows
 
@@ -447,7 +513,7 @@ def _check_raster(path: Path, spacing: tuple[float, float], record: Mapping) -> 
         if file.nodata is None:
             raise ValueError(f"{path} states no nodata value: set it, for example gdal_edit.py -a_nodata 0.")
         # A coarse look is enough unless it finds nothing.
-        look = file.read(1, out_shape=(min(64, file.height), min(64, file.width)))
+        look = file.read_masks(1, out_shape=(min(64, file.height), min(64, file.width)))
         windows = (window for _, window in file.block_windows(1))
-        if (look == file.nodata).all() and all((file.read(1, window=w) == file.nodata).all() for w in windows):
+        if not look.any() and not any(file.read_masks(1, window=w).any() for w in windows):
             raise ValueError(f"{path} has no valid pixel: remove this acquisition, it misses the region.")

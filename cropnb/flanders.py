@@ -1,22 +1,20 @@
-"""Two real places in Flanders as a feature cube: a season of Sentinel-1 and Sentinel-2 over declared parcels.
+"""Two real places in Flanders as a region: a season of Sentinel-1 and Sentinel-2 over declared parcels.
 
 Each place of the dataset `flanders_patches` is 640 m wide. The radar is detected, in decibel at 20 m, so it has
 backscatter and no phase: of the scenarios, those with m-chi cannot be made from it.
 """
 
-import shutil
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import rioxarray  # noqa: F401  (the .rio accessor)
+import rasterio
 import xarray as xr
 from affine import Affine
+from odc.geo.geobox import GeoBox
 from rasterio.features import shapes
 from shapely.geometry import shape
-
-from cropnb import cube
 
 RADAR, OPTICAL = 23, 3  # acquisitions of a season, as in the paper
 MONTHS = (5, 9)  # first and last of the season
@@ -28,12 +26,12 @@ def locations(files) -> list[str]:
     return sorted({name.split("/")[0] for name in files})
 
 
-def write_cube(files, location: str, cube_path: str | Path) -> Path:
-    """Write the season of a place in the layout of `cropnb.cube.build`, for `cropnb.cube.scenario` to read.
+def write_acquisitions(files, location: str, folder: str | Path) -> GeoBox:
+    """Write the season of a place as acquisitions that `cropnb.cube` reads, and return its 10 m grid.
 
     Of the two ascending tracks the one seen more often is kept, since the angle of view changes backscatter;
     23 of its dates are spread over the season. Of the optical dates the clearest of each third is kept.
-    20 m values fill their four 10 m pixels.
+    20 m backscatter fills its four 10 m pixels.
 
     Raises FileNotFoundError for a missing product, ValueError when a season has too few dates.
     """
@@ -47,31 +45,29 @@ def write_cube(files, location: str, cube_path: str | Path) -> Path:
     for data, sensor, wanted in ((radar, "Sentinel-1", RADAR), (classes, "Sentinel-2", OPTICAL)):
         if (n := data.sizes["time"]) < wanted:
             raise ValueError(f"{location} has {n} {sensor} dates in its season, {wanted} are needed")
-    radar = _fine(radar.isel(time=np.linspace(0, radar.sizes["time"] - 1, RADAR).round().astype(int)))
-    sar = xr.Dataset({"vv_db": radar["VV"], "vh_db": radar["VH"], "cross_ratio_db": radar["VH"] - radar["VV"]})
-
+    radar = radar.isel(time=np.linspace(0, radar.sizes["time"] - 1, RADAR).round().astype(int))
     bands = _season(_open(files, location, "S2_L2A_10m"))
+    coarse = _season(_open(files, location, "S2_L2A_20m", drop_variables="SCL"))
     ground = classes.isin(CLEAR).mean(("y", "x")).to_numpy()
     chosen = [part[ground[part].argmax()] for part in np.array_split(np.arange(len(ground)), OPTICAL)]
-    coarse = _fine(_season(_open(files, location, "S2_L2A_20m", drop_variables="SCL")).isel(time=chosen))
-    masked = _fine(classes.isel(time=chosen)).isin(cube.MASKED_CLASSES)
-    optical = xr.Dataset(
-        {"red": bands["B04"].isel(time=chosen), "narrow_nir": coarse["B8A"], "swir1": coarse["B11"]}
-    ).where(~masked)
-    cloud = {"long_name": "fraction under cloud or shadow", "units": "1"}
-    optical = optical.assign_coords(cloud_cover=("time", masked.mean(("y", "x")).to_numpy(), cloud))
 
-    cube_path = Path(cube_path)
-    shutil.rmtree(cube_path, ignore_errors=True)
-    for name, group in {"sar": sar, "optical": optical}.items():
-        group = group.drop_vars("spatial_ref", errors="ignore").astype("float32").chunk()
-        for feature in group.data_vars:
-            group[feature].attrs = dict(cube.FEATURES[name][feature])
-            group[feature].encoding = {}
-        group.attrs = {"Conventions": "CF-1.11", "region": f"Flanders {location}", "simulated": 0}
-        group = group.rio.write_crs(bands.attrs["epsg"]).rio.write_coordinate_system()
-        group.to_zarr(cube_path, group=name, mode="w", consolidated=False)
-    return cube_path
+    folder, crs = Path(folder), f"EPSG:{int(bands.attrs['epsg'])}"
+    for time in radar.time.values:
+        date = radar.sel(time=time)
+        planes = {"vv_db": date["VV"], "vh_db": date["VH"], "cross_ratio_db": date["VH"] - date["VV"]}
+        fine = {name: plane.values.repeat(2, axis=0).repeat(2, axis=1) for name, plane in planes.items()}
+        name = f"sar/S1_{pd.Timestamp(time):%Y%m%dT%H%M}_FEATURES.tif"
+        _geotiff(folder / name, fine, bands, crs, dtype="float32", nodata=np.nan)
+    for time in classes.time.values[chosen]:
+        scene = folder / f"optical/S2_{pd.Timestamp(time):%Y%m%d}"
+        for stem, source, name in (("B04_10m", bands, "B04"), ("B8A_20m", coarse, "B8A"), ("B11_20m", coarse, "B11")):
+            values = source[name].sel(time=time).fillna(0).values
+            number = np.where(values > 0, np.maximum(np.rint(1e4 * values), 1), 0)
+            _geotiff(scene / f"{stem}.tif", {name: number}, bands, crs, dtype="uint16", nodata=0)
+        known = {"SCL": classes.sel(time=time).values}
+        _geotiff(scene / "SCL_20m.tif", known, bands, crs, dtype="uint8", nodata=0)
+    left, top = float(bands.x[0]) - 5, float(bands.y[0]) + 5
+    return GeoBox((bands.sizes["y"], bands.sizes["x"]), Affine(10, 0, left, 0, -10, top), crs)
 
 
 def declarations(files, location: str, names) -> gpd.GeoDataFrame:
@@ -107,8 +103,12 @@ def _season(data):
     return data.isel(time=(months & (time.year == time.year.max())).to_numpy())
 
 
-def _fine(data):
-    y, x = (np.repeat(data[axis].to_numpy(), 2) for axis in ("y", "x"))
-    fine = data.isel(y=np.arange(y.size) // 2, x=np.arange(x.size) // 2)
-    half = np.tile([-5.0, 5.0], y.size // 2)  # centres of the 10 m pixels: y falls, x rises
-    return fine.assign_coords(y=y - half, x=x + half)
+def _geotiff(path: Path, planes: dict, like, crs: str, **options) -> None:
+    """Write planes (y, x) as described bands over the extent of `like`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = next(iter(planes.values())).shape
+    step = 10 * like.sizes["y"] / height
+    options |= {"transform": Affine(step, 0, float(like.x[0]) - 5, 0, -step, float(like.y[0]) + 5), "crs": crs}
+    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, count=len(planes), **options) as file:
+        file.write(np.stack([*planes.values()]).astype(options["dtype"]))
+        file.descriptions = tuple(planes)

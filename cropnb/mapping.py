@@ -148,17 +148,8 @@ def minimum_unit(crop: np.ndarray, pixels: int) -> np.ndarray:
 
 def _inputs(run: runs.Run, cube_path) -> tuple[xr.DataArray, keras.Model]:
     """The scaled scenario (time, y, x, feature) and the network of a run, which fit each other."""
-    name, simulated = run.record["features"], False
-    for sensor, _ in cube.SCENARIOS.get(name, ()):
-        try:
-            simulated |= bool(cube.open_cube(cube_path, sensor).attrs.get("simulated"))
-        except (FileNotFoundError, KeyError) as error:
-            if not Path(cube_path).exists():
-                raise
-            raise ValueError(
-                f"{cube_path} has no {sensor} acquisitions, which {name!r} of {run.path} needs; map another run."
-            ) from error
-    steps = cube.scale(cube.scenario(cube_path, name), run.scaler).assign_attrs(simulated=simulated)
+    simulated = bool(cube.open_cube(cube_path).attrs.get("simulated"))
+    steps = cube.scale(cube.scenario(cube_path, run.record["features"]), run.scaler).assign_attrs(simulated=simulated)
     network = runs.load_model(run.path)
     patch, classes = run.record["patch"], run.record["classes"]
     shapes = (steps.sizes["time"], patch, patch, 3), (len(classes),)

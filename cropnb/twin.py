@@ -75,6 +75,7 @@ def write(
     tracks: Mapping[str, Sequence] = TRACKS,
     cloud_cover: Mapping[str, float] = CLOUD_COVER,
     crop_shares: Mapping[str, float] = CROP_SHARES,
+    sowing_delay: float = 0.0,
     profiles: xr.Dataset | None = None,
 ) -> Path:
     """Write a simulated region; the same arguments give the same bytes.
@@ -95,6 +96,8 @@ def write(
         Optical date -> fraction of the scene under cloud; shadows come on top.
     crop_shares
         Crop -> share of the parcels' area, summing to 1.
+    sowing_delay
+        Days that every parcel's season comes later than the profiles'.
 
     Raises ValueError when `folder` holds anything but a twin, the shares do not sum to one, or a side is under 600 m.
     """
@@ -116,7 +119,8 @@ def write(
     objects["crop"] = _crops(objects, surveyed, crop_shares, crop_rng)
     ids = _rasterise(objects.geometry, bounds)
     texture = _texture([n // FINE for n in ids.shape], texture_rng, 2)
-    scene = Scene(ids, texture, *_seasons(objects, profiles, signal_rng), bounds, crs, seed)
+    months, signal, shift, rho = _seasons(objects, profiles, signal_rng)
+    scene = Scene(ids, texture, months, signal, shift + sowing_delay, rho, bounds, crs, seed)
 
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -142,6 +146,7 @@ def write(
         "sar_times": {f"{time:%Y-%m-%dT%H:%M}": track for time, track in radar_times},
         "optical_dates": {str(date): cover for date, cover in cloud_cover.items()},
         "crop_shares": dict(crop_shares),
+        "sowing_delay": sowing_delay,
         "vv_vh_correlation": CORRELATION,
     }
     (partial / "region.json").write_text(json.dumps(record, indent=2) + "\n")

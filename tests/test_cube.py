@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -222,17 +223,72 @@ def test_scaler_needs_valid_pixels(built):
         cube.fit_scaler(steps, [0], [0])
 
 
-def test_another_reader_makes_the_same_cube(region, tmp_path):
-    """What a reader of other products has to give: c2 (y, x) of one acquisition within two slices."""
+def replace_radar(folder, kind, planes):
+    """Put one raster of constant bands in the place of each acquisition's VV and VH."""
+    bounds = cube.read_region(folder)["bounds"]
+    for path in sorted((folder / "sar").glob("*_VV.tif")):
+        with rasterio.open(path) as file:
+            shape, crs, tags = (file.height, file.width // 4), file.crs, file.tags()
+        options = {"driver": "GTiff", "dtype": "float32", "crs": crs, "nodata": np.nan, "count": len(planes)}
+        options |= {"height": shape[0], "width": shape[1]}
+        options["transform"] = rasterio.transform.from_bounds(*bounds, shape[1], shape[0])
+        with rasterio.open(folder / "sar" / path.name.replace("_VV", f"_{kind}"), "w", **options) as file:
+            file.write(np.stack([np.full(shape, value, "float32") for value in planes.values()]))
+            file.descriptions = tuple(planes)
+            file.update_tags(orbit_track=tags["orbit_track"])
+        path.unlink()
+        Path(str(path).replace("_VV", "_VH")).unlink()
 
-    def constant(files, rows, columns):
-        shape = rows.stop - rows.start, columns.stop - columns.start
-        values = {"c11": 0.1, "c22": 0.02, "c12_real": 0.0, "c12_imag": 0.0}
-        return xr.Dataset({name: (("y", "x"), np.full(shape, v, "float32")) for name, v in values.items()})
 
-    sar = cube.open_cube(cube.build(region, tmp_path / "cube.zarr", read_c2=constant), "sar")
+def test_covariance_on_disk_makes_the_same_cube(spoilt, tmp_path):
+    replace_radar(spoilt, "C2", {"c22": 0.02, "c11": 0.1, "c12_real": 0.0, "c12_imag": 0.0})
+    sar = cube.open_cube(cube.build(spoilt, tmp_path / "cube.zarr"), "sar")
     np.testing.assert_allclose(sar.vv_db, -10, atol=1e-4)
     np.testing.assert_allclose(sar.vh_amplitude, np.sqrt(0.02), rtol=1e-5)
+    assert cube.left_out(tmp_path / "cube.zarr") == {}
+
+
+def test_features_of_others_are_taken_as_they_are_and_what_lacks_is_left_out(spoilt, tmp_path):
+    replace_radar(spoilt, "FEATURES", {"pv": 0.3, "ps": 0.1, "pd": 0.2})
+    for path in spoilt.glob("optical/*/B8A_20m.tif"):
+        path.unlink()
+    path = cube.build(spoilt, tmp_path / "cube.zarr")
+    assert set(cube.open_cube(path, "sar").data_vars) == {"ps", "pd", "pv"}
+    assert set(cube.open_cube(path, "optical").data_vars) == {"red", "swir1"}
+    np.testing.assert_allclose(cube.scenario(path, "m-chi").isel(feature=2), 0.3, rtol=1e-6)
+    reasons = cube.left_out(path)
+    assert list(reasons) == ["backscatter", "optical+backscatter", "optical+m-chi", "optical", "amplitude"]
+    assert reasons["optical"] == "the region has no narrow_nir"
+    assert cube.complete(path).any()
+    with pytest.raises(ValueError, match=r"cannot give the scenario 'optical', .* no narrow_nir: choose .*'m-chi'"):
+        cube.scenario(path, "optical")
+
+
+@pytest.mark.parametrize(("absent", "kept"), [("sar", "optical"), ("optical", "m-chi")])
+def test_a_region_with_one_sensor(spoilt, tmp_path, absent, kept):
+    shutil.rmtree(spoilt / absent)
+    record = json.loads((spoilt / "region.json").read_text())
+    record |= {"sar_times": {}} if absent == "sar" else {"optical_dates": {}}
+    (spoilt / "region.json").write_text(json.dumps(record))
+    path = cube.build(spoilt, tmp_path / "cube.zarr")
+    assert cube.open_cube(path).rio.shape == cube.complete(path).shape
+    assert kept in cube.SCENARIOS.keys() - cube.left_out(path).keys()
+    assert cube.left_out(path)["optical+m-chi"] == f"the region has no {absent} acquisitions"
+    with pytest.raises(ValueError, match=f"has no {absent} acquisitions"):
+        cube.open_cube(path, absent)
+    shutil.rmtree(spoilt / ("sar" if absent == "optical" else "optical"))
+    with pytest.raises(ValueError, match="neither radar nor optical"):
+        cube.acquisitions(spoilt)
+
+
+def test_one_kind_of_radar_product_a_region(spoilt):
+    first = {path: path.read_bytes() for path in spoilt.glob("sar/*20170505*")}
+    replace_radar(spoilt, "C2", {"c11": 0.1, "c22": 0.02, "c12_real": 0.0, "c12_imag": 0.0})
+    for path, content in first.items():
+        path.write_bytes(content)
+    next(spoilt.glob("sar/*20170505*C2.tif")).unlink()
+    with pytest.raises(ValueError, match="products of two kinds"):
+        cube.acquisitions(spoilt)
 
 
 def test_a_cube_is_built_anew(region, tmp_path):

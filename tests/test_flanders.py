@@ -1,7 +1,9 @@
 """The two real places of Flanders come into the cube's layout without a value changed or a cloud let in."""
 
+import json
 import os
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from scipy.ndimage import maximum_filter
 
-from cropnb import cube, data, flanders, parcels, samples
+from cropnb import cube, data, flanders, parcels, regions, samples
 
 PLACE, HALF = "A1", 6  # rows and columns of 20 m
 
@@ -77,11 +79,20 @@ def files(tmp_path):
     return found | {f"{PLACE}/OUTPUT.nc": tmp_path / "out.nc"}
 
 
+def built(files, place, folder):
+    """A place as a cube, by way of a region folder."""
+    grid = flanders.write_acquisitions(files, place, folder / "region")
+    fields = gpd.GeoDataFrame({"crop": ["maize"]}, geometry=[grid.extent.geom], crs=str(grid.crs))
+    record = {"name": place, "simulated": False, "pixel_size": 10.0} | regions.describe(fields, ["maize"], grid)
+    (folder / "region/region.json").write_text(json.dumps(record))
+    return cube.build(folder / "region", folder / "cube.zarr", max_cloud=1.01)
+
+
 NAMES = {1200: "maize", 1110: "wheat"}
 
 
 def test_a_place_becomes_a_cube_of_one_track_and_clear_dates(files, tmp_path):
-    path = flanders.write_cube(files, PLACE, tmp_path / "cube.zarr")
+    path = built(files, PLACE, tmp_path)
     steps = cube.scenario(path, "optical+backscatter")
     assert dict(steps.sizes) == {"time": 26, "y": 2 * HALF, "x": 2 * HALF, "feature": 3}
     radar = steps[(steps.sensor == "sar").to_numpy()]
@@ -99,7 +110,7 @@ def test_a_place_becomes_a_cube_of_one_track_and_clear_dates(files, tmp_path):
 
 
 def test_twenty_metre_values_fill_their_four_pixels(files, tmp_path):
-    path = flanders.write_cube(files, PLACE, tmp_path / "cube.zarr")
+    path = built(files, PLACE, tmp_path)
     vv = cube.open_cube(path, "sar")["vv_db"]
     source = xr.open_dataset(files[f"{PLACE}/S1_GRD.nc"], engine="h5netcdf")["VV"].rename(timestamp="time")
     nearest = source.sel(time=vv.time).sel(y=vv.y, x=vv.x, method="nearest")
@@ -123,18 +134,18 @@ def test_bad_input_is_named(files, tmp_path):
         flanders.declarations(files, PLACE, {1200: "maize"})
     radar = files.pop(f"{PLACE}/S1_GRD.nc")
     with pytest.raises(FileNotFoundError, match="no S1_GRD file of A1"):
-        flanders.write_cube(files, PLACE, tmp_path / "cube.zarr")
+        built(files, PLACE, tmp_path)
     few = xr.open_dataset(radar, engine="h5netcdf").isel(timestamp=slice(-20, None))
     few.to_netcdf(tmp_path / "few.nc", engine="h5netcdf")
     with pytest.raises(ValueError, match=r"A1 has \d+ Sentinel-1 dates in its season, 23 are needed"):
-        flanders.write_cube(files | {f"{PLACE}/S1_GRD": tmp_path / "few.nc"}, PLACE, tmp_path / "cube.zarr")
+        built(files | {f"{PLACE}/S1_GRD": tmp_path / "few.nc"}, PLACE, tmp_path)
 
 
 @pytest.mark.skipif("CROPNB_DATA" not in os.environ, reason="needs the real patches: set CROPNB_DATA")
 def test_the_real_places_give_patches_of_the_papers_shape(tmp_path):
     files = data.fetch("flanders_patches")
     for place in flanders.locations(files):
-        steps = cube.scenario(flanders.write_cube(files, place, tmp_path / place), "optical+backscatter")
+        steps = cube.scenario(built(files, place, tmp_path / place), "optical+backscatter")
         row, col = np.mgrid[5:59, 5:59].reshape(2, -1)
         table = pd.DataFrame({"row": row, "col": col, "crop": "any", "set": "test"})
         scaled = cube.scale(steps, cube.fit_scaler(steps, row, col))
@@ -142,4 +153,4 @@ def test_the_real_places_give_patches_of_the_papers_shape(tmp_path):
         assert dataset[0][0].shape == (128, 26, 11, 11, 3)
         gaps = maximum_filter(np.isnan(steps).any(("time", "feature")).to_numpy(), 11, mode="constant")
         assert dataset.dropped["with missing values"] == gaps[row, col].sum()
-        assert -25 < np.median(cube.open_cube(tmp_path / place, "sar")["vv_db"]) < 0  # VV, dB
+        assert -25 < np.median(cube.open_cube(tmp_path / place / "cube.zarr", "sar")["vv_db"]) < 0  # VV, dB

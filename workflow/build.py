@@ -16,7 +16,26 @@ from pathlib import Path
 import chapters as book
 import yaml
 
+from cropnb import regions
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def configure(profile: str, region: str) -> tuple[Path, Path]:
+    """The configuration of a build, and its folder: the profile, or the profile on a region of one's own."""
+    configuration = Path(f"params/profiles/{profile}.yaml")
+    content = yaml.safe_load(configuration.read_text())
+    build = Path(content["parameters"]["build"])
+    if region:
+        known = regions.read(region)
+        build = build.with_name(f"{build.name}-{known.name}")
+        content["parameters"] |= {"build": str(build), "region": region, "features": known.features}
+        content |= {"lacks": known.lacks(), "without": known.without()}
+    build.mkdir(parents=True, exist_ok=True)
+    if region:
+        configuration = build / "configuration.yaml"
+        configuration.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return configuration, build
 
 
 def forget_failures(build: Path) -> None:
@@ -70,6 +89,7 @@ def main() -> int:
     profiles = sorted(path.stem for path in (ROOT / "params/profiles").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="demo", help=f"one of {', '.join(profiles)}")
+    parser.add_argument("--region", default="", help="file of the region; none takes the simulated default")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="chapters that may run side by side")
     arguments, snakemake = parser.parse_known_args()
     if arguments.profile not in profiles:
@@ -79,9 +99,11 @@ def main() -> int:
         )
         return 2
     os.chdir(ROOT)
-    configuration = Path(f"params/profiles/{arguments.profile}.yaml")
-    build = Path(yaml.safe_load(configuration.read_text())["parameters"]["build"])
-    build.mkdir(parents=True, exist_ok=True)
+    try:
+        configuration, build = configure(arguments.profile, arguments.region)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
     lock = (build / ".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import jupytext
 import yaml
+
+from cropnb import regions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +59,13 @@ class ChapterError(ValueError):
 def read_notebook(source: Path):
     """The notebook of an md:myst source."""
     return jupytext.read(source, fmt="md:myst")
+
+
+def notebook_of(source: Path, without: list[str]):
+    """A copy of a chapter's notebook for a region, without the cells tagged ``needs-<what the region has not>``."""
+    notebook, away = deepcopy(read_notebook(source)), {f"needs-{thing}" for thing in without}
+    notebook.cells = [cell for cell in notebook.cells if not away & set(cell.metadata.get("tags", ()))]
+    return notebook
 
 
 def load(source: Path) -> Chapter:
@@ -148,13 +158,31 @@ def digest(chapter: Chapter, given: dict, profile: dict, chapters: list[Chapter]
 
     Words, comments and layout have no part in it: a reworded page is rendered again, not run again.
     """
-    parts = [_code_of(chapter.source, drawing), json.dumps(given, sort_keys=True)]
+    parts = [_code_of(chapter.source, drawing), json.dumps([given, profile.get("without")], sort_keys=True)]
     parts.append((ROOT / "requirements.txt").read_text())
     parts += [(ROOT / "data_manifest.yaml").read_text()] * bool(chapter.datasets)
+    parts += [_state(Path(given["region"]))] if "region" in given else []
     for other in chapters:
         if set(other.writes) & set(chapter.reads):
             parts.append(digest(other, parameters(other, profile), profile, chapters, drawing=False))
     return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+@cache
+def _state(region: Path) -> str:
+    """The region's file, and what the files it names look like."""
+    files = [file for file in regions.read(ROOT / region).sources() if file.exists()]
+    return (ROOT / region).read_text() + str([(str(file), file.stat().st_size, file.stat().st_mtime) for file in files])
+
+
+def left_out(chapters: list[Chapter], lacks: dict[str, str]) -> dict[str, str]:
+    """Chapters that need, by whatever way, an artefact that a region lacks, and why."""
+    lacks, found = dict(lacks), {}
+    for chapter in chapters:  # in the order of their artefacts
+        if reason := next((lacks[name] for name in (*chapter.reads, *chapter.writes) if name in lacks), ""):
+            found[chapter.name] = reason
+            lacks |= dict.fromkeys(chapter.writes, reason)
+    return found
 
 
 def defaults(source: Path) -> dict[str, object]:
@@ -221,8 +249,12 @@ def cells(profile: dict, chapters: list[Chapter]) -> list[Cell]:
     """The sweep of a profile: the cells that its ``sweep`` lists, beyond what the chapters' pages run themselves.
 
     Each entry names ``networks`` (default: all) and parameters, each a value or a list; lists are multiplied out.
+    A region without samples has none.
     """
-    by_network = {chapter.network: chapter for chapter in chapters if chapter.network}
+    away = left_out(chapters, profile.get("lacks", {}))
+    by_network = {chapter.network: chapter for chapter in chapters if chapter.network and chapter.name not in away}
+    if not by_network:
+        return []
     found = {}
     for entry in profile.get("sweep", ()):
         networks = entry.get("networks", list(by_network))

@@ -10,17 +10,17 @@ import re
 import shutil
 import subprocess
 import sys
-from copy import deepcopy
 from pathlib import Path
 
 import jinja2
 import nbformat
 import yaml
-from chapters import ROOT, read_notebook, table_of_contents
+from chapters import ROOT, notebook_of, table_of_contents
 
-from cropnb import data
+from cropnb import data, regions
 
 NOT_AVAILABLE = "(not available in this build)"
+SIGNALS = ("17_crop_profiles", "18_real_fields")  # what the twin is drawn from, whatever the region
 
 
 def glued(notebook) -> dict[str, object]:
@@ -53,7 +53,7 @@ def with_its_text(executed, source: Path):
     """The notebook of a source as it reads now, with the outputs of its execution."""
     if run_of(executed)["missing"]:
         return executed
-    notebook = deepcopy(read_notebook(source))
+    notebook = notebook_of(source, run_of(executed).get("without", ()))
     ran = [cell for cell in executed.cells if cell.cell_type == "code"]
     given = [cell for cell in ran if "injected-parameters" in cell.metadata.get("tags", ())]
     done = iter(cell for cell in ran if cell not in given)
@@ -66,6 +66,33 @@ def with_its_text(executed, source: Path):
             cells += given
     notebook.cells, notebook.metadata = cells, executed.metadata
     return notebook
+
+
+def renamed(text: str, region: str) -> str:
+    """A page's words about the twin, for a build of the region of that name."""
+    text = re.sub(r"(the )?simulated twin\b", region, text)
+    text = re.sub(r"\b[Oo]n the twin\b", f"in {region}", text)
+    return re.sub(r"\b(the|The) twin\b", region, text)
+
+
+def for_region(notebook, region: str) -> None:
+    """Name the region of this build where the page speaks of the twin."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = renamed(cell.source, region)
+        shown = cell.metadata.get("mystnb", {})
+        for kind, key in (("figure", "caption"), ("image", "alt")):
+            if key in shown.get(kind, {}):
+                shown[kind][key] = renamed(shown[kind][key], region)
+
+
+def region_of(build: Path) -> str:
+    """The name of a build's region; empty for a simulated one, which the pages' own words name."""
+    configuration = build / "configuration.yaml"
+    if not configuration.exists():
+        return ""
+    region = regions.read(yaml.safe_load(configuration.read_text())["parameters"]["region"])
+    return "" if isinstance(region, regions.Simulated) else region.name
 
 
 def without_loaders(notebook) -> None:
@@ -184,8 +211,10 @@ def stage(build: Path, folder: Path) -> None:
         "versions": lambda: versions_table(notebooks),
         "datasets": datasets_list,
     }
+    region = region_of(build)
     for page in (ROOT / "book").glob("*.md"):
         text = environment.get_template(f"book/{page.name}").render()
+        text = renamed(text, region) if region and page.stem == "index" else text
         (folder / "book" / page.name).write_text(text)
     (folder / "notebooks").mkdir()
     if (build / "map/crop.tif").exists():  # what the page of the map offers for download
@@ -193,6 +222,8 @@ def stage(build: Path, folder: Path) -> None:
     for name, notebook in notebooks.items():
         without_loaders(notebook)
         own_citations(notebook, name)
+        if region and name not in SIGNALS:
+            for_region(notebook, region)
         notebook.cells.append(nbformat.v4.new_markdown_cell(run_line(name, run_of(notebook))))
         # Only what the page needs: the front matter's own keys would be rendered as page metadata.
         notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}

@@ -13,14 +13,13 @@ import re
 import subprocess
 import sys
 import time
-from copy import deepcopy
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
 import papermill
-from chapters import ROOT, ChapterError, check_parameters, defaults, load, read_notebook
+from chapters import ROOT, ChapterError, check_parameters, defaults, load, notebook_of
 from papermill.exceptions import PapermillExecutionError
 
 PACKAGES = ("cropnb", "keras", "tensorflow", "numpy", "scipy", "scikit-learn", "xarray", "dask")
@@ -48,14 +47,11 @@ def device() -> str:
     return f"{named.group(1).strip() if named else platform.machine()}, {cores} cores, no GPU"
 
 
-def without_data(notebook, sentence: str):
-    """The page of a chapter whose data is missing: title and introduction, then what is missing."""
+def without_results(notebook, title: str, sentence: str):
+    """The page of a chapter that could not run: title and introduction, then what is missing."""
     first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
     first.source = re.sub(r"\{glue:\w+\}`[^`]*`", "(not available)", first.source)
-    box = (
-        ":::{admonition} The data of this chapter is not on the machine that built this page\n:class: warning\n"
-        f"{sentence}\n\nThe rest of the book does not depend on it; see {{doc}}`../book/data`.\n:::"
-    )
+    box = f":::{{admonition}} {title}\n:class: warning\n{sentence}\n:::"
     notebook.cells = [first, nbformat.v4.new_markdown_cell(box)]
     return notebook
 
@@ -66,8 +62,11 @@ def explain(source: Path, error: PapermillExecutionError) -> str:
     return f"{source.name}, cell {error.exec_count}: {error.ename}: {message}"
 
 
-def execute(source: Path, output: Path, parameters: dict, kernel=None) -> None:
+def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out: str = "", without=()) -> None:
     """Execute a chapter into `output`, in a kernel of its own or in the one of a kernel manager, emptied first.
+
+    `left_out` says why it is not executed, where the region lacks what it needs, and `without` what it has not, so
+    that cells which need that are left out.
 
     Raises
     ------
@@ -79,23 +78,25 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None) -> None:
     failed = output.parent.parent / "failed" / output.name
     reason = failed.with_suffix(".txt")
     started, begin = datetime.now(UTC), time.perf_counter()
-    notebook = deepcopy(read_notebook(source))
+    notebook = notebook_of(source, without)
     if kernel is not None:
         notebook.cells.insert(0, nbformat.v4.new_code_cell("get_ipython().reset()"))
     nbformat.write(notebook, failed)
-    missing = []
+    missing, title = [left_out] * bool(left_out), "This chapter is left out for this region"
     try:
-        papermill.execute_notebook(
-            failed, failed, parameters, progress_bar=False, cwd=ROOT, kernel_name="python3", log_output=False, km=kernel
-        )
+        if not missing:
+            options = {"progress_bar": False, "cwd": ROOT, "kernel_name": "python3", "log_output": False, "km": kernel}
+            papermill.execute_notebook(failed, failed, parameters, **options)
     except PapermillExecutionError as error:
         if error.ename != "DataUnavailable":
             reason.write_text(f"{explain(source, error)}\nThe notebook as far as it came: {failed}\n")
             raise
-        missing = [error.evalue.replace(f"{ROOT}/", "")]
+        title = "The data of this chapter is not on the machine that built this page"
+        rest = "The rest of the book does not depend on it; see {doc}`../book/data`."
+        missing = [error.evalue.replace(f"{ROOT}/", ""), rest]
     notebook = nbformat.read(failed, as_version=4)
     if missing:
-        notebook = without_data(deepcopy(read_notebook(source)), missing[0])
+        notebook = without_results(notebook_of(source, without), title, "\n\n".join(missing))
     notebook.metadata.setdefault("cropnb", {})["run"] = {
         "parameters": defaults(source) | parameters,
         "date": started.isoformat(timespec="seconds"),
@@ -103,7 +104,8 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None) -> None:
         "device": device(),
         "commit": commit(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "missing": missing,
+        "missing": missing[:1],
+        "without": list(without),
     }
     nbformat.write(notebook, failed)
     os.replace(failed, output)
@@ -137,6 +139,8 @@ def main() -> int:
     parser.add_argument("source", type=Path, help="the chapter, notebooks/NN_slug.md")
     parser.add_argument("output", type=Path, help="the executed notebook to write")
     parser.add_argument("--json", default="{}", help="parameters as a JSON object")
+    parser.add_argument("--left-out", default="", help="why the chapter becomes a page without results")
+    parser.add_argument("--without", default="", help="what the region has not, such as 'twin m-chi'")
     parser.add_argument("parameters", nargs="*", metavar="name=value", help="further parameters")
     arguments = parser.parse_args()
     prepare_environment()
@@ -146,7 +150,7 @@ def main() -> int:
         given = check_parameters(source, given)
         begin = time.perf_counter()
         print(f"  running   {source.stem}", flush=True)
-        execute(source, arguments.output, given)
+        execute(source, arguments.output, given, None, arguments.left_out, arguments.without.split())
     except ChapterError as error:
         print(f"  refused   {error}", file=sys.stderr)
         return 2

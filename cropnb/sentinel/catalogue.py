@@ -1,0 +1,519 @@
+"""Sentinel-1 IW SLC and Sentinel-2 L2A of a region: search, a lock file that a person reads first, then download.
+
+`search` lists whole products of the Copernicus Data Space (one zip each), `elevation` the tiles of its GLO-30 model.
+`write_lock` is the dry run: what would be fetched, how large, for how long. `download` fetches what a lock lists and
+goes on where it stopped, `unpack` opens a product.
+
+Searching and the elevation model need no account. Products need the free one, from the environment
+(`CDSE_USERNAME`, `CDSE_PASSWORD`) or from `~/.netrc` (machine identity.dataspace.copernicus.eu); nothing here
+writes either down. An account with a second factor cannot log in this way.
+
+Addresses, collections, properties, the `Product` asset and the form of the log-in follow the service's documentation
+and public clients of it. The tests play the same protocol on the loopback: the service itself was never asked, so
+that it answers ranges, and that `file:size` and `file:checksum` describe the zip it sends, is what it documents.
+"""
+
+import itertools
+import logging
+import os
+import re
+import shutil
+import stat
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+import pandas as pd
+import pooch
+import requests
+import shapely
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pystac_client import Client
+from pystac_client.exceptions import APIError
+from pystac_client.stac_api_io import StacApiIO
+from requests.adapters import HTTPAdapter
+from requests.utils import get_netrc_auth
+from tqdm import tqdm
+from urllib3.util import Retry
+
+from .. import data
+from ..data import DataUnavailable
+
+log = logging.getLogger(__name__)
+
+CATALOGUE = "https://stac.dataspace.copernicus.eu/v1"
+IDENTITY = "https://identity.dataspace.copernicus.eu/auth/realms/CDSE/protocol/openid-connect/token"
+ELEVATION = "https://copernicus-dem-30m.s3.amazonaws.com"
+COLLECTIONS = {"sar": "sentinel-1-slc", "optical": "sentinel-2-l2a"}
+SPEED = 50e6 / 8  # bytes a second of an ordinary line; the service gives at most 20 MB/s a connection
+TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
+PAUSES = (1, 4, 16, 60)  # seconds before a download that got nothing is taken up again
+HOW_TO_LOG_IN = (
+    "set CDSE_USERNAME and CDSE_PASSWORD, or a line of ~/.netrc for the machine identity.dataspace.copernicus.eu "
+    "(accounts are free at dataspace.copernicus.eu)"
+)
+
+
+class Product(BaseModel):
+    """A product, or a tile of the elevation model, as tables and lock files list it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    time: datetime | None  # UTC, of its first line
+    sensor: Literal["sar", "optical", "dem"]
+    product: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    track: str  # relative orbit
+    cloud_cover: float | None  # 0 to 1
+    covered: float  # fraction of the region that it covers by itself
+    bytes: PositiveInt
+    checksum: Annotated[str, Field(pattern="^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})?$")]
+    url: Annotated[str, AfterValidator(lambda url: data._check_address(url) or url)]
+
+    @property
+    def file(self) -> str:
+        """Its name on disk."""
+        return f"{self.product}{'.tif' if self.sensor == 'dem' else '.zip'}"
+
+
+# Search
+
+
+def search(
+    bounds: Sequence[float],
+    start,
+    end,
+    *,
+    sensors: Sequence[str] = ("sar", "optical"),
+    max_cloud: float = 0.08,
+    orbits: Sequence[int] = (),
+    dates: Mapping[str, int] | None = None,
+    min_covered: float = 0.99,
+    address: str = CATALOGUE,
+) -> pd.DataFrame:
+    """Products over a region that can be used, a row each with the fields of `Product`, by sensor and time.
+
+    Products of one sensor, track and day are one acquisition: it is used where they cover the region together.
+
+    Parameters
+    ----------
+    bounds
+        West, south, east, north of the region, degrees.
+    start, end
+        First and last day, UTC.
+    max_cloud
+        Largest cloud cover of an optical product, 0 to 1.
+    orbits
+        Relative orbits (tracks) of the radar; all where empty.
+    dates
+        Number of acquisitions by sensor, spread evenly over those found; all where absent or 0.
+    min_covered
+        Smallest fraction of the region that an acquisition covers.
+
+    Raises
+    ------
+    ValueError
+        For bounds that are none, and where a sensor has no acquisition that can be used, with the reasons.
+    DataUnavailable
+        Where the catalogue does not answer.
+    """
+    region, days, rows = _region(bounds), (f"{pd.Timestamp(start):%Y-%m-%d}", f"{pd.Timestamp(end):%Y-%m-%d}"), []
+    for sensor in sensors:
+        items = _newest(_items(COLLECTIONS[sensor], bounds, days, address))
+        reasons = [_unfit(item, sensor, orbits, max_cloud) for item in items]
+        groups: dict[tuple, list] = {}
+        for row in [_row(item, sensor, region) for item, reason in zip(items, reasons, strict=True) if not reason]:
+            groups.setdefault((row["time"].date(), row["track"]), []).append(row)
+        covers = {key: shapely.union_all([row.pop("footprint") for row in group]) for key, group in groups.items()}
+        whole = [key for key in sorted(groups) if covers[key].area >= min_covered * region.area]
+        reasons += [f"cover less than {min_covered:.0%} of the region"] * sum(
+            len(group) for key, group in groups.items() if key not in whole
+        )
+        if not whole:
+            why = ", ".join(f"{n} {reason}" for reason, n in sorted(Counter(filter(None, reasons)).items()))
+            raise ValueError(
+                f"{COLLECTIONS[sensor]} has no acquisition to use over {list(bounds)} from {days[0]} to {days[1]} "
+                f"({why or 'it lists none'}): widen the season or the rules of selection."
+            )
+        wanted = min((dates or {}).get(sensor, 0) or len(whole), len(whole))
+        chosen = np.unique(np.linspace(0, len(whole) - 1, wanted).round().astype(int))
+        rows += [row for i in chosen for row in groups[whole[i]]]
+    return _table(rows)
+
+
+def elevation(bounds: Sequence[float], *, margin: float = 0.1, address: str = ELEVATION) -> pd.DataFrame:
+    """Tiles of the Copernicus elevation model GLO-30 over a region and `margin` degrees around it, as `search` does.
+
+    A tile that is not there is open sea, or not released, and is left out.
+    """
+    region, rows, session = _region(bounds), [], _Session()
+    west, south, east, north = np.floor(region.buffer(margin).bounds).astype(int).tolist()
+    for x, y in itertools.product(range(west, east + 1), range(south, north + 1)):
+        tile = shapely.box(x, y, x + 1, y + 1)
+        name = f"Copernicus_DSM_COG_10_{'NS'[y < 0]}{abs(y):02d}_00_{'EW'[x < 0]}{abs(x):03d}_00_DEM"
+        url = f"{address}/{name}/{name}.tif"
+        try:
+            answer = session.head(url, timeout=TIMEOUT)
+        except requests.RequestException as error:
+            raise DataUnavailable(f"{url} could not be asked for ({data._reason(error)}).") from None
+        if answer.status_code == 404:
+            log.info("%s is not in the elevation model: open sea, or not released.", name)
+            continue
+        if answer.status_code != 200:
+            raise DataUnavailable(f"{url} was answered {answer.status_code}: try again later.")
+        row = {"time": None, "sensor": "dem", "product": name, "track": "", "cloud_cover": np.nan, "url": url}
+        covered = round(tile.intersection(region).area / region.area, 4)
+        etag = _checksum(answer.headers.get("ETag", "").strip('"'))  # the MD5, of a file that came in one piece
+        rows.append({**row, "covered": covered, "bytes": int(answer.headers["Content-Length"]), "checksum": etag})
+    return _table(rows)
+
+
+def _region(bounds: Sequence[float]) -> shapely.Polygon:
+    west, south, east, north = bounds
+    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90):
+        raise ValueError(f"bounds {list(bounds)} should be west, south, east, north in degrees, in this order.")
+    return shapely.box(*bounds)
+
+
+def _items(collection: str, bounds: Sequence[float], days: Sequence[str], address: str) -> list[dict]:
+    """STAC items of all pages, as dictionaries. Rules are applied here: a season over a region is a few hundred."""
+    _check_online(address)
+    io = StacApiIO(timeout=TIMEOUT, max_retries=None)
+    io.session, window = _Session(), f"{days[0]}T00:00:00Z/{days[1]}T23:59:59Z"
+    try:
+        client = Client.open(address, stac_io=io)
+        found = client.search(collections=[collection], bbox=list(bounds), datetime=window, limit=100)
+        return list(found.items_as_dicts())
+    except APIError as error:
+        status = getattr(error, "status_code", None)
+        reason = f"answered {status}" if status else "no connection"
+    except (ValueError, KeyError, TypeError):
+        reason = "the answer is not STAC"
+    raise DataUnavailable(f"The catalogue {address} could not be searched ({reason}): try again later.")
+
+
+def _newest(items: Sequence[Mapping]) -> list[Mapping]:
+    """Items without older processings of the same data, which the archive keeps."""
+    versions, newest = [], {}
+    for item in items:
+        name = item["id"].removesuffix(".SAFE").split("_")
+        # Sentinel-2: satellite, level, time, baseline, track, tile, made. Sentinel-1 ends in a checksum.
+        made, baseline = name.pop(), name.pop(3) if name[0].startswith("S2") else ""
+        version = baseline or (str(item["properties"].get("processing:datetime")), made)
+        versions.append((tuple(name), version))
+        newest[tuple(name)] = max(newest.get(tuple(name), version), version)
+    return [item for item, (name, version) in zip(items, versions, strict=True) if newest[name] == version]
+
+
+def _unfit(item: Mapping, sensor: str, orbits: Sequence[int], max_cloud: float) -> str:
+    """Why a product is not used, in words that follow a number; empty where it is."""
+    properties, asset = item["properties"], item["assets"].get("Product", {})
+    if not (asset.get("href") and asset.get("file:size")):
+        return "without a download"
+    if sensor == "optical":
+        return "" if properties.get("eo:cloud_cover", 100) <= 100 * max_cloud else f"above {max_cloud:.0%} cloud"
+    if properties.get("sar:instrument_mode") != "IW":
+        return "in another mode than IW"
+    if not {"VV", "VH"} <= set(properties.get("sar:polarizations", ())):
+        return "without both VV and VH"
+    return "of another track" if orbits and properties.get("sat:relative_orbit") not in orbits else ""
+
+
+def _row(item: Mapping, sensor: str, region: shapely.Polygon) -> dict:
+    properties, asset = item["properties"], item["assets"]["Product"]
+    footprint = shapely.make_valid(shapely.geometry.shape(item["geometry"])).intersection(region)
+    return {
+        "time": pd.to_datetime(properties.get("start_datetime") or properties["datetime"], utc=True).tz_localize(None),
+        "sensor": sensor,
+        "product": item["id"].removesuffix(".SAFE"),
+        "track": str(properties.get("sat:relative_orbit", "")),
+        "cloud_cover": round(properties.get("eo:cloud_cover", np.nan) / 100, 4),
+        "covered": round(footprint.area / region.area, 4),
+        "bytes": asset["file:size"],
+        "checksum": _checksum(asset.get("file:checksum", "")),
+        "url": asset["href"],
+        "footprint": footprint,
+    }
+
+
+def _checksum(text: str) -> str:
+    """A multihash, or plain digits, as "md5:..." or "sha256:..."; empty for another kind."""
+    for name, prefix, digits in (("md5", "d50110", 32), ("sha256", "1220", 64)):
+        if match := re.fullmatch(f"(?:{prefix})?([0-9a-f]{{{digits}}})", text.lower()):
+            return f"{name}:{match[1]}"
+    return ""
+
+
+def _table(rows: Sequence[Mapping]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(Product.model_fields)).astype({"cloud_cover": float})
+    table["time"] = pd.to_datetime(table.time).astype("datetime64[us]")
+    return table.sort_values(["sensor", "time", "product"], ignore_index=True)
+
+
+# The lock file
+
+
+def write_lock(table: pd.DataFrame, path: str | Path, *, renew: bool = False, speed: float = SPEED) -> Path:
+    """Write the products of a table into a lock file: the dry run, which fetches nothing.
+
+    `speed` is that of the line, bytes a second. The same table gives the same file.
+    Raises ValueError where the file is there and lists other products, unless `renew`.
+    """
+    path, table = Path(path), _table(table.to_dict("records"))
+    products = _products(table.astype(object).where(table.notna(), None).to_dict("records"), path)
+    if path.is_file() and not renew:
+        new, old = set(products), set(read_lock(path))
+        if changed := sorted({product.product for product in new ^ old}):
+            raise ValueError(
+                f"{path} lists other products: {', '.join(changed[:3])} ({len(changed)} in all) come, go or change; "
+                "keep the file, or renew it with renew=True."
+            )
+    total = sum(product.bytes for product in products)
+    days = round(total / speed / 86400, 3)
+    record = {"version": 1, "total_bytes": total, "megabits_per_second": round(speed * 8e-6, 1), "days": days}
+    text = yaml.safe_dump(record | {"products": [each.model_dump(mode="json") for each in products]}, sort_keys=False)
+    path.write_text(f"# What to download for a region: read this before the download.\n{text}", "utf-8")
+    log.info("%s: %d products, %.1f GB, %.2f days of download", path, len(products), total / 1e9, days)
+    return path
+
+
+def read_lock(path: str | Path) -> list[Product]:
+    """The products that a lock file lists, in its order.
+
+    Raises FileNotFoundError where there is none, ValueError with a sentence that names the product and the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no lock file {path}: write one from a search first.")
+    try:
+        record = yaml.safe_load(path.read_text("utf-8"))
+        if record["version"] == 1:
+            return _products(record["products"], path)
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{path} is not a lock file of version 1: write it again from a search.")
+
+
+def _products(rows, path: Path) -> list[Product]:
+    try:
+        return TypeAdapter(list[Product]).validate_python(rows)
+    except ValidationError as error:
+        first = error.errors()[0]
+        number, *key = first["loc"] or (0,)
+    raise ValueError(f"{path}, product {number + 1}{''.join(f', key {k!r}' for k in key)}: {first['msg']}.")
+
+
+# Download
+
+
+def download(lock: str | Path, folder: str | Path, *, progress: bool = False, identity: str = IDENTITY) -> list[Path]:
+    """Fetch the products of a lock file into a folder, each checked; their paths, in the lock's order.
+
+    What is there and right is not fetched again. What was cut short goes on from its `.part`. A wrong file is
+    fetched once more and then refused. Where the catalogue gave no checksum, the size has to do.
+    Raises DataUnavailable where a product cannot be had or the disk is too small.
+    """
+    products, folder = read_lock(lock), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [product for product in products if not _is_right(folder / product.file, product)]
+    needed = sum(product.bytes - _size(folder / f"{product.file}.part") for product in missing)
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise DataUnavailable(
+            f"{folder} has {free / 1e9:.1f} GB free and the download needs {needed / 1e9:.1f} GB more "
+            "(and as much again to unpack): free space or choose another folder."
+        )
+    session = _Session(identity)
+    login = _Bearer(session)
+    for product in missing:
+        _obtain(session, login if session.is_own(product.url) else None, product, folder / product.file, progress)
+    return [folder / product.file for product in products]
+
+
+def _obtain(session: "_Session", login: "_Bearer | None", product: Product, path: Path, progress: bool) -> None:
+    part = path.with_name(f"{path.name}.part")
+    if path.exists():
+        path.replace(data._aside(path, data._sha256(path)))
+        log.warning("%s is wrong, is kept beside its place and is downloaded again.", path)
+    look = {"desc": product.product, "unit": "B", "unit_scale": True, "leave": False, "disable": not progress}
+    for _ in range(2):
+        with tqdm(total=product.bytes, **look) as bar:
+            _fill(session, login, product, part, bar)
+        if _is_right(part, product):
+            part.replace(path)
+            return
+        part.unlink()
+    raise DataUnavailable(
+        f"{product.url} gave twice what is not {product.product} of the lock file ({product.bytes} bytes, "
+        f"{product.checksum or 'no checksum'}): write the lock file again, or fetch the product by hand."
+    )
+
+
+def _fill(session: "_Session", login: "_Bearer | None", product: Product, part: Path, bar: tqdm) -> None:
+    """Bring a part to the product's size, asking for the rest after every cut; gives up after pauses without gain."""
+    waits = iter(PAUSES)
+    while (have := _size(part)) < product.bytes:
+        bar.reset(product.bytes)
+        bar.update(have)
+        reason, hint = _take(session, login, product, part, bar), "run it again, it goes on where it stopped"
+        if refusal := re.fullmatch(r"the server answered (4(?!29)\d\d)", reason):
+            hint = HOW_TO_LOG_IN if refusal[1] in ("401", "403") else "write the lock file again from a new search"
+        elif _size(part) > have:
+            waits = iter(PAUSES)
+            continue
+        elif wait := next(waits, 0):
+            time.sleep(wait)
+            continue
+        raise DataUnavailable(f"{product.product} could not be downloaded ({reason}): {hint}.")
+
+
+def _take(session: "_Session", login: "_Bearer | None", product: Product, part: Path, bar: tqdm) -> str:
+    """Ask once for what a part lacks and append it; why the answer was not whole, empty where it was."""
+    have = _size(part)
+    rest = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        with session.get(product.url, auth=login, headers=rest, stream=True, timeout=TIMEOUT) as answer:
+            if answer.status_code == 401 and login and login.renew():
+                return _take(session, login, product, part, bar)
+            if answer.status_code not in (200, 206):
+                return f"the server answered {answer.status_code}"
+            if login:
+                login.accepted = True
+            ranged = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+            with part.open("r+b" if have else "wb") as file:
+                file.seek(min(int(ranged[1]), have) if ranged else 0)  # an answer to a range may be the whole
+                file.truncate()
+                for piece in answer.iter_content(2**14):
+                    bar.update(file.write(piece))
+                    if file.tell() > product.bytes:
+                        break
+    except requests.RequestException as error:
+        return data._reason(error)
+    return "it sent less than the lock file says"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _is_right(path: Path, product: Product) -> bool:
+    name, _, digits = product.checksum.partition(":")
+    return _size(path) == product.bytes and (not digits or pooch.file_hash(str(path), alg=name) == digits)
+
+
+def _check_online(address: str) -> None:
+    if os.environ.get("CROPNB_OFFLINE", "0") not in ("", "0"):
+        raise DataUnavailable(f"CROPNB_OFFLINE forbids the network, and {urlsplit(address).hostname} needs it.")
+
+
+class _Session(requests.Session):
+    """Asks busy servers again, after the pause they ask for; shows a token to the identity service's domain only."""
+
+    def __init__(self, identity: str = IDENTITY):
+        super().__init__()
+        self.identity, self.auth = identity, lambda request: request  # else netrc's default goes to every host
+        busy = {"status_forcelist": (429, 502, 503, 504), "raise_on_status": False, "allowed_methods": None}
+        patience = Retry(None, connect=0, read=0, status=5, other=0, backoff_factor=1, retry_after_max=300, **busy)
+        for prefix in ("https://", "http://"):
+            self.mount(prefix, HTTPAdapter(max_retries=patience))
+
+    def send(self, request, **options):
+        _check_online(request.url)
+        return super().send(request, **options)
+
+    def is_own(self, url: str) -> bool:
+        """Whether a token may go to an address: the same server, or by https another one of the same domain."""
+        here, home = urlsplit(url), urlsplit(self.identity)
+        _, _, domain = (home.hostname or "").partition(".")
+        other = here.scheme == home.scheme == "https" and "." in domain and f".{here.hostname}".endswith(f".{domain}")
+        return other or (here.scheme, here.netloc) == (home.scheme, home.netloc)
+
+    def rebuild_auth(self, prepared_request, response) -> None:
+        if not self.is_own(prepared_request.url):
+            prepared_request.headers.pop("Authorization", None)
+
+
+class _Login(requests.auth.AuthBase):
+    """Fills the form of a log-in. The only place that reads the password; nothing that it touches is ever shown."""
+
+    def __call__(self, request):
+        user, password = os.environ.get("CDSE_USERNAME"), os.environ.get("CDSE_PASSWORD")
+        if not (user and password):
+            user, password = get_netrc_auth(request.url) or ("", "")
+        if not (user and password):
+            raise DataUnavailable(f"There are no credentials: {HOW_TO_LOG_IN}.")
+        form = {"client_id": "cdse-public", "grant_type": "password", "username": user, "password": password}
+        request.prepare_body(form, None)
+        return request
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Shows a token, fetched where there is none."""
+
+    def __init__(self, session: _Session):
+        self._session, self._token, self.accepted = session, "", False
+
+    def __call__(self, request):
+        self._token = self._token or self._fetch()
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+    def renew(self) -> bool:
+        """Forget a refused token, for the next request to fetch another; False where it never was accepted."""
+        expired, self._token, self.accepted = self.accepted, "", False
+        return expired
+
+    def _fetch(self) -> str:
+        # What the service answers may repeat what it was sent, so nothing of it is passed on but the status.
+        try:
+            answer = self._session.post(self._session.identity, auth=_Login(), timeout=TIMEOUT, allow_redirects=False)
+            reason = f"it answered {answer.status_code}"
+            if answer.status_code == 200 and re.fullmatch(r"[\x21-\x7e]+", token := answer.json()["access_token"]):
+                return token
+        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            reason = data._reason(error) if isinstance(error, requests.ConnectionError) else "no token in the answer"
+        host = urlsplit(self._session.identity).hostname
+        raise DataUnavailable(f"{host} gave no access ({reason}): {HOW_TO_LOG_IN}.")
+
+
+# Unpack
+
+
+def unpack(path: str | Path, folder: str | Path) -> Path:
+    """The folder (SAFE) that a product's zip holds, extracted into `folder` once; whole or not at all.
+
+    Raises FileNotFoundError for a missing zip, ValueError for a zip that is cut short or damaged, or has not exactly
+    one folder, or has members that are links or leave it.
+    """
+    path, folder = Path(path), Path(folder)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no product {path}: download it first.")
+    partial = folder / f".{path.name}.partial"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            tops = {_top(path, member) for member in archive.infolist()}
+            if len(tops) != 1:
+                raise ValueError(f"{path} holds {len(tops)} folders and a product is one: use another file.")
+            place = folder / tops.pop()
+            if not place.exists():
+                archive.extractall(partial)
+                (partial / place.name).rename(place)
+            return place
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} is cut short or damaged ({error}): delete it and download it again.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _top(path: Path, member: zipfile.ZipInfo) -> str:
+    """The outermost folder of a member. Raises ValueError for a member that is a link or could lie elsewhere."""
+    # zipfile drops roots and ".." in silence; a product with them was not made by the service.
+    parts = member.orig_filename.removesuffix("/").replace("\\", "/").split("/")
+    if stat.S_ISLNK(member.external_attr >> 16) or {"", ".", ".."} & set(parts) or ":" in parts[0]:
+        raise ValueError(f"{path} has the member {member.orig_filename!r}, a link or out of its folder: do not use it.")
+    return parts[0]

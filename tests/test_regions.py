@@ -1,0 +1,156 @@
+"""A region's file is checked in sentences; a prepared region goes through the cube whatever it lacks."""
+
+import os
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from shapely.geometry import box
+
+from cropnb import cube, regions, twin
+from cropnb.sentinel import __main__ as commands
+
+MEASURED = {
+    "name": "mine",
+    "source": "sentinel",
+    "crs": "EPSG:32631",
+    "bounds": [3.0, 50.8, 3.1, 50.9],
+    "season": ["2018-05-01", "2018-09-30"],
+    "sentinel1": {"dates": 23},
+    "sentinel2": {"max_cloud": 0.1},
+    "labels": {"file": "labels.gpkg", "classes": ["maize", "wheat"]},
+}
+
+
+def written(folder, **changes):
+    content = {key: value for key, value in (MEASURED | changes).items() if value is not None}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_shipped_regions_are_valid():
+    found = {path.stem: regions.read(path) for path in regions.Path("params/regions").glob("*.yaml")}
+    assert {"beian_twin", "beian_2017", "canada_2017", "flanders_2018", "flanders_2019"} == set(found)
+    assert all(name == region.name for name, region in found.items())
+    assert found["beian_twin"].without() == []
+    assert "region" in found["canada_2017"].lacks()
+
+
+def test_the_twin_of_the_file_is_the_one_its_functions_write(tmp_path):
+    region = regions.read("params/regions/beian_twin.yaml")
+    small = {"tracks": {"A": ("2017-05-05T21:42", 1)}, "cloud_cover": {"2017-06-10": 0.02}}
+    one = regions.prepare(region.model_copy(update=small), tmp_path / "one", size=800, block_size=400, seed=1)
+    other = twin.write(tmp_path / "other", size=800, block_size=400, seed=1, **small)
+    assert cube.read_region(one) | {"cloud": 0} == cube.read_region(other) | {"cloud": 0}
+    for path in sorted(other.rglob("*.tif")):
+        assert path.read_bytes() == (one / path.relative_to(other)).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"bounds": [50.8, 3.0, 50.9, 3.1]}, r"lie outside EPSG:32631.*swapped"),
+        ({"bounds": [3.1, 50.8, 3.0, 50.9]}, r"longitude comes first"),
+        ({"bounds": [3.0, 150.8, 3.1, 150.9]}, r"no west, south, east, north"),
+        ({"bounds": None}, r"either bounds .* or outline"),
+        ({"outline": "county.gpkg"}, r"either bounds .* or outline"),
+        ({"crs": "EPSG:99999"}, r"'EPSG:99999' is not known; give a code"),
+        ({"crs": "EPSG:4326"}, r"not in metres; give a UTM zone"),
+        ({"season": ["2018-09-30", "2018-05-01"]}, r"ends on 2018-05-01, before it begins on 2018-09-30"),
+        ({"season": ["2018-09-31", "2018-10-01"]}, r"key 'season.0'"),
+        ({"sentinel1": None, "sentinel2": None}, r"name at least one sensor"),
+        ({"sentinel1": None}, r"'optical\+m-chi' needs a sensor that is not named"),
+        ({"features": "thermal"}, r"key 'features': is 'thermal'"),
+        ({"seeson": []}, r"key 'seeson': not known; did you mean 'season'"),
+        ({"labels": None}, r"key 'labels': missing, add it"),
+        ({"labels": {"file": "x", "classes": ["maize"]}}, r"key 'labels.classes'"),
+        ({"sentinel2": {"max_cloud": 8}}, r"key 'sentinel2.max_cloud': is 8"),
+        ({"name": "My county"}, r"key 'name': is 'My county'"),
+        ({"source": "landsat"}, r"key 'source' is 'landsat'; it is one of twin, sentinel"),
+    ],
+)
+def test_a_wrong_file_gets_one_sentence(tmp_path, changes, told):
+    path = written(tmp_path, **changes)
+    with pytest.raises(ValueError, match=told) as error:
+        regions.read(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="beside it lie none"):
+        regions.read(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        regions.read(tmp_path / "bad.yaml")
+
+
+def test_the_grid_is_made_of_whole_coarse_pixels(tmp_path):
+    grid = regions.read(written(tmp_path)).grid()
+    left, bottom, right, top = grid.boundingbox.bbox
+    assert all(value % 20 == 0 for value in (left, bottom, right, top))
+    wanted = gpd.GeoSeries([box(*MEASURED["bounds"])], crs=4326).to_crs(32631)
+    assert wanted.within(grid.extent.geom.buffer(1)).all()
+    wanted.to_frame("geometry").to_file(tmp_path / "county.gpkg")
+    outlined = regions.read(written(tmp_path, bounds=None, outline=str(tmp_path / "county.gpkg"))).grid()
+    assert outlined.shape[0] == pytest.approx(grid.shape[0], abs=4)
+
+
+def test_scenarios_and_chapters_left_out(tmp_path):
+    radar = regions.read(written(tmp_path, sentinel2=None, features="m-chi"))
+    assert radar.without() == ["twin", "optical"]
+    optical = regions.read(written(tmp_path, sentinel1=None, features="optical"))
+    assert optical.without() == ["twin", "backscatter", "m-chi"]
+
+
+def test_products_and_elevation_are_asked_for(tmp_path):
+    region = regions.read(written(tmp_path, products=str(tmp_path)))
+    with pytest.raises(FileNotFoundError, match=r"holds no product .*fetch brings them"):
+        regions.prepare(region, tmp_path / "region")
+    (tmp_path / "S1A_IW_SLC__1SDV_x.SAFE").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"elevation raster .*dem.tif of mine is missing"):
+        regions.prepare(region, tmp_path / "region")
+    assert not (tmp_path / "region").exists()
+
+
+def test_points_make_no_region_folder(tmp_path):
+    with pytest.raises(ValueError, match="has points and no rasters"):
+        regions.prepare(regions.read("params/regions/canada_2017.yaml"), tmp_path / "region")
+
+
+@pytest.mark.skipif("CROPNB_DATA" not in os.environ, reason="needs the real patches: set CROPNB_DATA")
+def test_a_real_place_becomes_a_cube_without_m_chi(tmp_path):
+    region = regions.read("params/regions/flanders_2019.yaml")
+    folder = regions.prepare(region, tmp_path / "region")
+    record = cube.read_region(folder)
+    assert list(record["crop_shares"]) == list(region.labels)
+    assert sum(record["crop_shares"].values()) == pytest.approx(1, abs=1e-3)
+    path = cube.build(folder, tmp_path / "cube.zarr")
+    assert set(cube.left_out(path)) == {"m-chi", "optical+m-chi", "amplitude"}
+    with rasterio.open(folder / "cropland.tif") as file:
+        assert 0 < np.mean(file.read(1) == 1) < 1
+
+
+def test_commands_say_what_is_wrong_and_find_the_lock_beside_the_region(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setattr("sys.argv", ["sentinel", "plan", "params/regions/beian_twin.yaml"])
+    assert commands.main() == 1
+    assert "only 'sentinel' has products to fetch" in caplog.text
+    path = written(tmp_path, sentinel1=None, features="optical")
+    asked = {}
+
+    def search(bounds, start, end, **options):
+        asked.update(bounds=bounds, season=(start, end), **options)
+        row = {"time": "2018-06-01", "sensor": "optical", "product": "S2A_x", "track": "1", "cloud_cover": 0.0}
+        row |= {"covered": 1.0, "bytes": 10, "checksum": "", "url": "https://example.org/x"}
+        return commands.catalogue._table([row])
+
+    monkeypatch.setattr(commands.catalogue, "search", search)
+    assert commands.plan(path) == tmp_path / "mine.lock.yaml"
+    assert asked["sensors"] == ["optical"]
+    assert asked["max_cloud"] == 0.1
+    assert asked["bounds"][0] == pytest.approx(3.0, abs=0.01)
+    monkeypatch.setattr("sys.argv", ["sentinel", "fetch", str(tmp_path / "none.yaml")])
+    assert commands.main() == 1
