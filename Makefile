@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help book smoke test pages lint data plan products bench lab run lock clean
+.PHONY: help book smoke test pages lint data plan products picture bench lab run lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -41,6 +41,9 @@ products: $(VENV)/.ready  ## fetch what the lock file of REGION lists
 
 bench: $(VENV)/.ready  ## measure, as ratios in one run
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(RUN) $$file || exit 1; done
+
+picture: $(VENV)/.ready  ## refresh the README's map from the demo build
+	@$(RUN) workflow/picture.py _build/demo
 
 lab: $(VENV)/.ready  ## open the chapters in JupyterLab
 	@$(VENV)/bin/jupyter lab notebooks

@@ -260,6 +260,42 @@ def test_a_sweep_of_an_unknown_network_is_refused(swept):
         chapters.cells(profile, book)
 
 
+def test_cells_and_chapters_that_a_region_cannot_have_are_left_out(mini):
+    source = mini / "notebooks/02_second.md"
+    source.write_text(source.read_text() + '\n+++ {"tags": ["needs-twin"]}\n\nOf the twin.\n\n+++\n\nOf all.\n')
+    chapters.read_notebook.cache_clear()
+    assert [cell.source for cell in chapters.notebook_of(source, ["twin"]).cells[-1:]] == ["Of all."]
+    assert "Of the twin." in [cell.source for cell in chapters.notebook_of(source, []).cells]
+    book = [chapters.load(mini / f"notebooks/{name}.md") for name in ("01_first", "02_second")]
+    assert chapters.left_out(book, {}) == {}
+    assert chapters.left_out(book, {"number.txt": "no number"}) == {"01_first": "no number", "02_second": "no number"}
+
+
+def test_a_region_of_ones_own_has_its_own_folder_and_leaves_chapters_out(mini):
+    region = mini / "mine.yaml"
+    region.write_text("{name: mine, source: points, dataset: canada_2017_points}\n")
+    write_chapter(mini, "01_first", "raise ValueError('not to be run')", "{writes: [region]}")
+    command = [sys.executable, "workflow/build.py", "--profile", "smoke", "--region", "mine.yaml", "--cores", "1"]
+    target = "_build/smoke-mine/executed/01_first.ipynb"
+    environment = os.environ | {"PYTHONPATH": str(mini)}
+    done = subprocess.run([*command, target], cwd=mini, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = nbformat.read(mini / target, 4)
+    assert "This chapter is left out for this region" in page.cells[1].source
+    assert "has labelled points and no rasters" in page.cells[1].source
+    region.write_text("{name: mine, source: points}\n")
+    done = subprocess.run([*command, target], cwd=mini, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "mine.yaml, key 'dataset': missing, add it.\n"
+
+
+def test_pages_name_the_region_of_their_build():
+    from render import renamed
+
+    said = "Crops of the simulated twin. On the twin, and in the twin's blocks."
+    assert renamed(said, "mine") == "Crops of mine. In mine, and in mine's blocks."
+
+
 def refused(source, **given):
     with pytest.raises(chapters.ChapterError) as caught:
         chapters.check_parameters(source, given)
