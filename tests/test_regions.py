@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
+from odc.geo.geobox import GeoBox
+from rasterio.warp import transform_bounds
 from shapely.geometry import box
 
-from cropnb import cube, regions, twin
+from cropnb import cube, data, regions, twin
 from cropnb.sentinel import __main__ as commands
 
 MEASURED = {
@@ -132,6 +134,44 @@ def test_a_real_place_becomes_a_cube_without_m_chi(tmp_path):
     assert set(cube.left_out(path)) == {"m-chi", "optical+m-chi", "amplitude"}
     with rasterio.open(folder / "cropland.tif") as file:
         assert 0 < np.mean(file.read(1) == 1) < 1
+
+
+@pytest.mark.skipif("CROPNB_DATA" not in os.environ, reason="needs the real product: set CROPNB_DATA")
+def test_a_real_product_and_a_label_file_become_a_region(tmp_path):
+    files = data.fetch("s2_l2a_safe_60m").values()
+    safe = next(p for file in files for p in file.parents if p.suffix == ".SAFE")
+    (tmp_path / safe.name).symlink_to(safe)
+    grid = GeoBox.from_bbox((540000, 5870000, 542000, 5872000), "EPSG:32629", resolution=10)
+    squares = [box(540200 + 300 * i, 5870300, 540400 + 300 * i, 5870500) for i in range(6)]
+    labels = gpd.GeoDataFrame({"use": ["Mais", "Weizen"] * 3}, geometry=squares, crs=32629)
+    labels.to_crs(4326).to_file(tmp_path / "labels.gpkg")
+    changes = {
+        "crs": "EPSG:32629",
+        "bounds": list(transform_bounds("EPSG:32629", "EPSG:4326", *grid.boundingbox)),
+        "sentinel1": None,
+        "sentinel2": {"max_cloud": 1.0},
+        "features": "optical",
+        "products": str(tmp_path),
+        "labels": {
+            "file": str(tmp_path / "labels.gpkg"),
+            "crop_column": "use",
+            "classes": ["maize", "wheat"],
+            "mapping": {"Mais": "maize", "Weizen": "wheat"},
+        },
+    }
+    region = regions.read(written(tmp_path, **changes))
+    folder = regions.prepare(region, tmp_path / "region")
+    assert cube.read_region(folder)["crop_shares"] == pytest.approx({"maize": 0.5, "wheat": 0.5}, abs=0.01)
+    path = cube.build(folder, tmp_path / "cube.zarr")
+    assert [name for name in cube.SCENARIOS if name not in cube.left_out(path)] == ["optical"]
+    found = cube.scenario(path, "optical")
+    assert found.sizes["time"] == 1
+    assert 0 <= float(found.min()) < float(found.max()) < 2
+    away = labels.assign(geometry=labels.translate(3_000_000))
+    away.to_file(tmp_path / "labels.gpkg")
+    with pytest.raises(ValueError, match="no parcel lies on the raster"):
+        regions.prepare(region, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_commands_say_what_is_wrong_and_find_the_lock_beside_the_region(tmp_path, monkeypatch, capsys, caplog):
