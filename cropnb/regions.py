@@ -4,27 +4,24 @@
 or from the patches of Flanders.
 """
 
+from __future__ import annotations
+
 import difflib
 import json
 import logging
 import shutil
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import geopandas as gpd
-import numpy as np
-import pandas as pd
-import rasterio
-import rasterio.warp
 import yaml
-from odc.geo.geobox import GeoBox
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pyproj import CRS
 from pyproj.exceptions import CRSError
-from shapely.geometry import Point, box
 
-from . import data, flanders, parcels, twin
+if TYPE_CHECKING:  # the workflow reads region files often; what only `prepare` needs takes seconds to import
+    import geopandas as gpd
+    from odc.geo.geobox import GeoBox
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +57,7 @@ class Optical(_Entry):
 class _Region(_Entry):
     name: Annotated[str, Field(pattern="^[a-z0-9_]+$")]
     block_size: PositiveFloat = 10_000  # metres
+    sites: Annotated[int, Field(ge=1, le=10)] = 3  # blocks that are looked at one by one
     # What the networks' pages and all that follow them are about.
     features: Literal["backscatter", "m-chi", "optical+backscatter", "optical+m-chi", "optical"] = "optical+m-chi"
 
@@ -141,6 +139,11 @@ class Measured(_Region):
 
     def grid(self) -> GeoBox:
         """The region's 10 m grid: its bounds in its CRS, widened to whole 20 m pixels."""
+        import geopandas as gpd
+        import numpy as np
+        from odc.geo.geobox import GeoBox
+        from shapely.geometry import box
+
         if self.outline:
             frame = gpd.read_file(self.outline)
             if frame.crs is None:
@@ -213,10 +216,12 @@ def prepare(
     size (m), block_size (m, of the later split) and seed are those of a simulated region; others have their own.
     Raises ValueError for a region without rasters, and what the makers of each kind raise.
     """
+    from . import twin
+
     folder = Path(folder)
     match region:
         case Simulated():
-            options = region.model_dump(exclude={"source", "block_size", "features"})
+            options = region.model_dump(exclude={"source", "block_size", "features", "sites"})
             return twin.write(folder, **options, size=size, block_size=block_size, seed=seed)
         case Patches():
             partial = _fresh(folder)
@@ -226,7 +231,13 @@ def prepare(
             record = _from_products(region, partial)
         case Points():
             raise ValueError(f"{region.name} has points and no rasters: no region folder can be made of it.")
-    record = {"name": region.name, "simulated": False, "pixel_size": 10.0, "block_size": region.block_size} | record
+    record = {
+        "name": region.name,
+        "simulated": False,
+        "pixel_size": 10.0,
+        "block_size": region.block_size,
+        "sites": region.sites,
+    } | record
     (partial / "region.json").write_text(json.dumps(record, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -243,6 +254,10 @@ def _fresh(folder: Path) -> Path:
 
 def _from_patches(region: Patches, folder: Path) -> dict:
     """Write a place of Flanders and its declared parcels; what region.json records."""
+    import pandas as pd
+
+    from . import data, flanders
+
     files, class_of = data.fetch("flanders_patches"), {}
     for name, crops in region.labels.items():
         class_of |= dict.fromkeys(crops, name)
@@ -259,6 +274,7 @@ def _from_patches(region: Patches, folder: Path) -> dict:
 
 def _from_products(region: Measured, folder: Path) -> dict:
     """Bring a region's SAFE products, labels and cropland onto its grid; what region.json records."""
+    from . import parcels
     from .sentinel import optical, slc  # the extra `sentinel`
 
     grid, source = region.grid(), region.folder()
@@ -298,6 +314,12 @@ def describe(fields: gpd.GeoDataFrame, classes, grid: GeoBox) -> dict:
 
 def write_cropland(mask: str | Path, fields: gpd.GeoDataFrame, grid: GeoBox, path: Path) -> None:
     """Write the cropland mask (uint8, 1 cropland, 255 unknown) on the grid; the parcels' where `mask` is empty."""
+    import numpy as np
+    import rasterio
+    import rasterio.warp
+
+    from . import parcels
+
     values = np.zeros(grid.shape, "uint8")
     if mask:
         with rasterio.open(mask) as file:
@@ -329,8 +351,8 @@ def _check_bounds(bounds, crs: CRS) -> None:
             f"bounds {list(bounds)} are no west, south, east, north in degrees; longitude comes first, "
             "smaller before larger"
         )
-    area, middle = crs.area_of_use, Point((west + east) / 2, (south + north) / 2)
-    if area and not box(*area.bounds).buffer(1).contains(middle):
+    x, y, area = (west + east) / 2, (south + north) / 2, crs.area_of_use
+    if area and not (area.west - 1 < x < area.east + 1 and area.south - 1 < y < area.north + 1):
         raise ValueError(
             f"bounds {list(bounds)} lie outside {crs.to_string()}, made for {list(area.bounds)}; are longitude and "
             "latitude swapped, or is it another zone"

@@ -345,6 +345,10 @@ def test_helper_files_follow_imports(tmp_path):
     assert "cropnb/points.py" in files
     assert "cropnb/data.py" in files  # points fetches through data
     assert "cropnb/plotting.py" not in files
+    source = tmp_path / "b.md"
+    source.write_text(HEADER.format(title="b", declared="{}", code="from cropnb import mapping"))
+    files = chapters.helper_files(source)
+    assert {"cropnb/cube.py", "cropnb/models/dense.py", "cropnb/models/convstar.py"} <= set(files)  # relative imports
 
 
 def test_snakemake_takes_the_snakefile_with_a_gpu(mini):

@@ -93,13 +93,16 @@ def all_chapters() -> list[Chapter]:
     return [load(source) for source in table_of_contents()]
 
 
-def _imported(tree: ast.AST) -> set[str]:
+def _imported(tree: ast.AST, package: str = "") -> set[str]:
+    """Names of the helper module that code imports; relative ones count from its `package`."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parts, *filter(None, [node.module])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     return {name for name in names if name.split(".")[0] == "cropnb"}
 
 
@@ -110,9 +113,16 @@ def _module_files(name: str) -> frozenset[Path]:
     file = next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()), None)
     if file is None:  # a name inside a module
         return frozenset()
-    found = {file}
-    for imported in _imported(ast.parse(file.read_text())) - {name}:
-        found |= _module_files(imported)
+    found, waiting = {file}, [(file, name)]
+    while waiting:  # modules may import each other in circles, inside functions
+        file, name = waiting.pop()
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        for imported in _imported(ast.parse(file.read_text()), package):
+            base = ROOT.joinpath(*imported.split("."))
+            for other in (base.with_suffix(".py"), base / "__init__.py"):
+                if other.exists() and other not in found:
+                    found.add(other)
+                    waiting.append((other, imported))
     return frozenset(found)
 
 
