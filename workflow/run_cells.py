@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 from chapters import load
-from jupyter_client import KernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from run_chapter import execute, explain, prepare_environment
+from run_chapter import execute, explain, new_kernel, prepare_environment
 
 
 def finished(status: Path, cell: dict) -> bool:
@@ -30,7 +29,7 @@ def main(source: Path, marker: Path, cells: list[dict]) -> None:
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # batches run side by side, one a core
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
     chapter, folder = load(source.resolve()), marker.parent
-    kernel = KernelManager(kernel_name="python3")
+    kernel = new_kernel()
     for cell in cells:
         status = folder / f"{cell['name']}.json"
         if finished(status, cell):

@@ -16,10 +16,13 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import gettempdir
+from uuid import uuid4
 
 import nbformat
 import papermill
 from chapters import ROOT, ChapterError, check_parameters, defaults, load, notebook_of
+from jupyter_client import KernelManager
 from papermill.exceptions import PapermillExecutionError
 
 PACKAGES = ("cropnb", "keras", "tensorflow", "numpy", "scipy", "scikit-learn", "xarray", "dask")
@@ -62,6 +65,11 @@ def explain(source: Path, error: PapermillExecutionError) -> str:
     return f"{source.name}, cell {error.exec_count}: {error.ename}: {message}"
 
 
+def new_kernel() -> KernelManager:
+    """A kernel to be started, over sockets in files: of two kernels that start at once, one may lose its TCP port."""
+    return KernelManager(kernel_name="python3", transport="ipc", ip=f"{gettempdir()}/cropnb-{uuid4().hex}")
+
+
 def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out: str = "", without=()) -> None:
     """Execute a chapter into `output`, in a kernel of its own or in the one of a kernel manager, emptied first.
 
@@ -82,10 +90,11 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out:
     if kernel is not None:
         notebook.cells.insert(0, nbformat.v4.new_code_cell("get_ipython().reset()"))
     nbformat.write(notebook, failed)
+    own = kernel or new_kernel()
     missing, title = [left_out] * bool(left_out), "This chapter is left out for this region"
     try:
         if not missing:
-            options = {"progress_bar": False, "cwd": ROOT, "kernel_name": "python3", "log_output": False, "km": kernel}
+            options = {"progress_bar": False, "cwd": ROOT, "kernel_name": "python3", "log_output": False, "km": own}
             papermill.execute_notebook(failed, failed, parameters, **options)
     except PapermillExecutionError as error:
         if error.ename != "DataUnavailable":
@@ -94,6 +103,9 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out:
         title = "The data of this chapter is not on the machine that built this page"
         rest = "The rest of the book does not depend on it; see {doc}`../book/data`."
         missing = [error.evalue.replace(f"{ROOT}/", ""), rest]
+    finally:
+        if kernel is None and own.has_kernel:
+            own.shutdown_kernel(now=True)
     notebook = nbformat.read(failed, as_version=4)
     if missing:
         notebook = without_results(notebook_of(source, without), title, "\n\n".join(missing))
