@@ -5,16 +5,17 @@ PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 VENV := .venv
 RUN := $(VENV)/bin/python
+BUILD = --profile $(PROFILE) --region "$(REGION)" --cores $(CORES)
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help book smoke test pages lint data plan products picture bench lab run lock clean
+.PHONY: help book smoke test pages lint data plan products picture bench lab run status lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 book: $(VENV)/.ready  ## run the chapters and render the book (PROFILE=smoke, demo or paper; REGION=your.yaml)
-	@$(RUN) workflow/build.py --profile $(PROFILE) --region "$(REGION)" --cores $(CORES)
+	@$(RUN) workflow/build.py $(BUILD)
 
 smoke:  ## the book at its smallest, in minutes
 	@$(MAKE) --no-print-directory book PROFILE=smoke
@@ -48,10 +49,11 @@ picture: $(VENV)/.ready  ## refresh the README's map from the demo build
 lab: $(VENV)/.ready  ## open the chapters in JupyterLab
 	@$(VENV)/bin/jupyter lab notebooks
 
-run: $(VENV)/.ready  ## one chapter: make run CHAPTER=18_real_fields PARAMS="seed=3 folds=5"
-	@mkdir -p _build/reruns/executed
-	@$(RUN) workflow/run_chapter.py notebooks/$(CHAPTER).md _build/reruns/executed/$(CHAPTER).ipynb $(PARAMS)
-	@echo "Executed notebook: _build/reruns/executed/$(CHAPTER).ipynb"
+run: $(VENV)/.ready  ## one chapter anew: make run CHAPTER=05_tcnn PARAMS="features=backscatter seed=3"
+	@$(RUN) workflow/rerun.py $(BUILD) $(CHAPTER) $(PARAMS)
+
+status: $(VENV)/.ready  ## what is done, running, stale, failed or to do
+	@$(RUN) workflow/status.py $(BUILD)
 
 lock:  ## pin the dependencies of pyproject.toml anew
 	uv pip compile pyproject.toml --extra dev --extra sentinel --universal --python-version 3.11 --no-emit-index-url \

@@ -10,7 +10,9 @@ import json
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +22,11 @@ import pandas as pd
 import rasterio
 import rioxarray  # noqa: F401  (the .rio accessor)
 import xarray as xr
+from dask.diagnostics import ProgressBar
 from rasterio.windows import Window
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from cropnb import polarimetry, speckle
+from cropnb import polarimetry, project, speckle
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +179,8 @@ def build(
         if sensor == "optical":
             attrs = {"long_name": "fraction under cloud or shadow", "units": "1"}
             group = group.assign_coords(cloud_cover=("time", used.cloud_cover.to_numpy(float), attrs))
-        group.to_zarr(temporary, group=sensor, mode="w", consolidated=False)
+        with ProgressBar(out=sys.stderr) if project.watched() else nullcontext():
+            group.to_zarr(temporary, group=sensor, mode="w", consolidated=False)
     shutil.rmtree(cube_path, ignore_errors=True)
     temporary.rename(cube_path)
     log.info("cube of %d x %d pixels and %d acquisitions in %s", len(y), len(x), table.used.sum(), cube_path)

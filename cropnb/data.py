@@ -31,6 +31,8 @@ with warnings.catch_warnings():  # in a notebook without widgets, pooch's progre
     warnings.filterwarnings("ignore", "IProgress not found")
     import pooch
 
+from . import project
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "data_manifest.yaml"
@@ -139,9 +141,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("CROPNB_DATA") or "_build/data").expanduser()
 
 
-def fetch(
-    name: str, *, manifest: str | Path = MANIFEST, cache: str | Path | None = None, progress: bool = False
-) -> dict[str, Path]:
+def fetch(name: str, *, manifest: str | Path = MANIFEST, cache: str | Path | None = None) -> dict[str, Path]:
     """Local files of a dataset, each checked against its SHA-256; what is missing is downloaded.
 
     Keys are the paths below the dataset's folder, as the manifest writes them. A cache that holds the files
@@ -149,7 +149,7 @@ def fetch(
     Raises ValueError for an unknown dataset, DataUnavailable where a file cannot be had.
     """
     dataset, cache = _dataset(name, manifest), Path(cache or cache_dir()).resolve()
-    return {file.path: _obtain(name, dataset, file, cache, progress) for file in dataset.files}
+    return {file.path: _obtain(name, dataset, file, cache) for file in dataset.files}
 
 
 def is_available(name: str, *, manifest: str | Path = MANIFEST, cache: str | Path | None = None) -> bool:
@@ -190,7 +190,7 @@ def _aside(path: Path, found: str) -> Path:
     return path.with_name(f"{path.name}.wrong-{found[:8]}")
 
 
-def _obtain(name: str, dataset: Dataset, file: DataFile, cache: Path, progress: bool) -> Path:
+def _obtain(name: str, dataset: Dataset, file: DataFile, cache: Path) -> Path:
     label, state = f"{name}/{file.path}", "is not in the cache"
     try:
         path = _place(cache, name, file)
@@ -202,7 +202,7 @@ def _obtain(name: str, dataset: Dataset, file: DataFile, cache: Path, progress: 
             path.replace(_aside(path, found))
             state += f", is kept as {_aside(path, found)},"
             logger.warning("%s %s and is downloaded again.", label, state)
-        _download(f"{label} {state}", dataset.address(file), file, path, progress)
+        _download(f"{label} {state}", dataset.address(file), file, path)
     except OSError as error:
         raise DataUnavailable(
             f"{label} {state} and {cache} could not be read or written ({error.strerror or 'not writable'}); "
@@ -211,14 +211,14 @@ def _obtain(name: str, dataset: Dataset, file: DataFile, cache: Path, progress: 
     return path
 
 
-def _download(state: str, url: str, file: DataFile, path: Path, progress: bool) -> None:
+def _download(state: str, url: str, file: DataFile, path: Path) -> None:
     by_hand = f"download {url} by hand and put it at {path}"
     if os.environ.get("CROPNB_OFFLINE", "0") not in ("", "0"):
         raise DataUnavailable(f"{state} and CROPNB_OFFLINE forbids the network; {by_hand}.")
 
     def download(url, output_file, pooch_):
         look = {"desc": path.name, "unit": "B", "unit_scale": True, "leave": False}
-        with tqdm(total=file.bytes, disable=not progress, **look) as bar:
+        with tqdm(total=file.bytes, disable=not project.watched(), **look) as bar:
             http = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=TIMEOUT)
             http(url, output_file, pooch_)
         found = pooch.file_hash(output_file)
@@ -260,7 +260,7 @@ def main() -> int:
     try:
         for name, dataset in load_manifest().datasets.items():
             try:
-                fetch(name, progress=True)
+                fetch(name)
             except DataUnavailable as error:
                 failures.append(error)
                 logger.info("%s: not available", name)

@@ -28,7 +28,7 @@ from scipy.ndimage import minimum_filter
 from shapely.geometry import box, mapping
 from tqdm import tqdm
 
-from . import cube, plotting, runs, samples, training
+from . import cube, plotting, project, runs, samples, training
 from .models.dense import DenseNetwork
 from .parcels import NO_PARCEL
 
@@ -92,7 +92,7 @@ def write(
     if shutil.disk_usage(work).free < needed:
         raise OSError(f"The map in {folder} needs {needed / 1e9:.1f} GB, more than is free on its disk.")
     tiles = _tiles(height, width, tile)
-    for each in tqdm(tiles, desc=folder.name, unit="tile", disable=not sys.stderr.isatty()):
+    for each in tqdm(tiles, desc=folder.name, unit="tile", file=sys.stderr, disable=not project.watched()):
         if not (path := _tile_path(work, each)).is_file():
             values = _map_tile(each, steps, cropland, predictor)
             with open(path.with_suffix(".part"), "wb") as file:

@@ -4,8 +4,9 @@ Every drawing function takes and returns a matplotlib ``ax``; `show` is the only
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +16,7 @@ import seaborn as sns
 # Okabe and Ito's colours, told apart by colour-blind readers; one per crop, everywhere.
 PALETTE = {"maize": "#E69F00", "soybean": "#009E73", "wheat": "#CC79A7", "other": "#7A7A7A"}
 _SPARE = ("#56B4E9", "#D55E00", "#0072B2", "#F0E442", "#44AA99", "#882255", "#332288", "#999933")
+_NETWORKS = ("#56B4E9", "#D55E00", "#0072B2", "#882255", "#44AA99", "#332288", "#999933")
 SETS = {"train": "#0072B2", "validation": "#E69F00", "test": "#D55E00"}
 
 
@@ -22,6 +24,11 @@ def palette(classes: Sequence[str]) -> dict[str, str]:
     """Colour of each class: the fixed one of `PALETTE`, or the next spare one for crops it does not name."""
     spare = iter(_SPARE * (len(classes) // len(_SPARE) + 1))
     return {name: PALETTE.get(name) or next(spare) for name in classes}
+
+
+def network_colours(names: Iterable[str]) -> dict[str, str]:
+    """Colour of each network, by its place in the book."""
+    return dict(zip(names, cycle(_NETWORKS)))
 
 
 def style() -> None:

@@ -1,6 +1,10 @@
-"""Where the project lies: chapters name files from its root, wherever a notebook server starts their kernel."""
+"""Where the project lies, and whether anybody is watching.
+
+Chapters name files from the project's root, wherever a notebook server starts their kernel.
+"""
 
 import os
+import sys
 from pathlib import Path
 
 MARK = "data_manifest.yaml"
@@ -17,3 +21,11 @@ def enter() -> Path:
             os.chdir(folder)
             return folder
     raise FileNotFoundError(f"No {MARK} in {here} or above it; open the notebook inside a checkout of the project.")
+
+
+def watched() -> bool:
+    """Whether somebody would see a progress bar: in a terminal or a live notebook, not on a page of the book."""
+    if os.environ.get("CROPNB_STATIC"):
+        return False
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return sys.stderr.isatty() or hasattr(shell, "kernel")

@@ -7,6 +7,8 @@ import sys
 import keras
 import pandas as pd
 
+from . import project
+
 log = logging.getLogger(__name__)
 
 
@@ -82,7 +84,7 @@ def train(
     seed : of the order of samples and of dropout.
     weight_decay : coupled L2, see `CoupledAdam`.
     class_weight : weight of each class in the loss, in class order.
-    progress : show a bar on stderr; by default only in a terminal.
+    progress : show a bar on stderr; by default where somebody watches.
 
     Returns
     -------
@@ -100,7 +102,7 @@ def train(
     )
     best = keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=patience, restore_best_weights=True)
     callbacks = [_StopAtNaN(), best]
-    if sys.stderr.isatty() if progress is None else progress:
+    if project.watched() if progress is None else progress:
         callbacks.append(_progress_bar(model.name))
     if class_weight is not None:
         class_weight = dict(enumerate(map(float, class_weight)))
@@ -142,4 +144,5 @@ def _progress_bar(name):
     from tqdm import tqdm
     from tqdm.keras import TqdmCallback  # looks for notebook widgets when imported
 
-    return TqdmCallback(verbose=1, tqdm_class=tqdm, desc=name, file=sys.stderr)
+    # A notebook cannot move its cursor up: there one bar over the epochs, in a terminal one over batches below it.
+    return TqdmCallback(verbose=int(sys.stderr.isatty()), tqdm_class=tqdm, desc=name, file=sys.stderr)

@@ -389,10 +389,11 @@ def test_download(server, served, capfd):
     assert "".join(capfd.readouterr()) == ""
 
 
-def test_progress_goes_to_the_terminal(server, served, capfd):
+def test_progress_goes_to_the_terminal(server, served, capfd, monkeypatch):
+    monkeypatch.setattr("cropnb.project.watched", lambda: True)
     manifest, cache = served
     server.script = ["good"]
-    fetch("parcels", manifest=manifest, cache=cache, progress=True)
+    fetch("parcels", manifest=manifest, cache=cache)
     out, err = capfd.readouterr()
     assert out == ""
     assert "a.csv" in err

@@ -469,8 +469,9 @@ def test_download(server, lock):
     assert not server.asked  # what is there and right is not fetched again
 
 
-def test_progress_goes_to_standard_error(server, one, capsys):
-    fetch(server, one, progress=True)
+def test_progress_goes_to_standard_error(server, one, capsys, monkeypatch):
+    monkeypatch.setattr("cropnb.project.watched", lambda: True)
+    fetch(server, one)
     printed = capsys.readouterr()
     assert not printed.out
     assert "S1A_IW_SLC" in printed.err
@@ -657,11 +658,12 @@ FAILURES = [
 
 
 @pytest.mark.parametrize("script", FAILURES, ids=lambda script: "-".join(script[:3]))
-def test_secrets_are_shown_nowhere(server, one, script, capfd, caplog):
+def test_secrets_are_shown_nowhere(server, one, script, capfd, caplog, monkeypatch):
+    monkeypatch.setattr("cropnb.project.watched", lambda: True)
     caplog.set_level(logging.DEBUG)  # urllib3 and all others
     shown, raised = [], None
     try:
-        fetch(server, one, script=list(script), progress=True)
+        fetch(server, one, script=list(script))
     except DataUnavailable as error:
         raised = error
         chain = [error]

@@ -207,6 +207,47 @@ def test_a_failed_cell_fails_alone_and_is_tried_again(swept):
     assert "tcnn_2" not in out
 
 
+def test_reruns_join_the_comparison_and_overwrite_nothing(swept):
+    write_chapter(swept, "03_compare", "1;", "{reads: [sweep.json]}")
+    with (swept / "_toc.yml").open("a") as toc:
+        toc.write("      - file: notebooks/03_compare\n")
+    (swept / "_config.yml").touch()
+
+    def command(script, *words):
+        words = [sys.executable, f"workflow/{script}.py", "--profile", "smoke", *words]
+        environment = os.environ | {"PYTHONPATH": str(swept)}
+        return subprocess.run(words, cwd=swept, env=environment, capture_output=True, text=True)
+
+    made, compared = swept / "_build/smoke", "executed/03_compare.ipynb"
+    asked = command("rerun", "second", "features=c", "seed=7")  # before there is anything
+    assert asked.returncode == 0, asked.stderr
+    assert "finished  01_first" in asked.stdout
+    assert "joins the comparison" in asked.stdout
+    assert (made / "runs/tcnn/c/none/seed-7/run.json").exists()
+    assert finish(build(swept, compared))[0] == 0
+    told = command("status").stdout
+    assert "done      02_second" in told
+    assert "failed    tcnn_broken: 02_second.md, cell 3: RuntimeError: no such band" in told
+    assert "Sweep: 2 of 3 trainings done, 1 failed" in told
+    asked = command("rerun", "02_second", "rate=0.25")  # no cell of the tables
+    assert "apart from those" in asked.stdout
+    assert (made / "reruns/runs/tcnn/a/none/seed-1/run.json").exists()
+    asked = command("rerun", "01_first", "seed=5")
+    assert asked.returncode == 0, asked.stderr
+    assert (made / "number.txt").read_text() == "1"
+    assert (made / "reruns/01_first/seed-5/number.txt").read_text() == "5"
+    command("rerun", "02_second", "features=d")
+    assert "stale     03_compare" in command("status").stdout
+
+
+def test_a_chapter_is_found_by_name_or_number():
+    from rerun import find
+
+    assert find("05_tcnn") == find("tcnn") == find("05")
+    with pytest.raises(chapters.ChapterError, match="did you mean '05_tcnn'"):
+        find("05_tcn")
+
+
 def test_words_and_comments_train_nothing_again(swept):
     sweep(swept)
     before = (swept / "_build/smoke/log.txt").read_text()

@@ -19,6 +19,7 @@ import yaml
 from cropnb import regions
 
 ROOT = Path(__file__).resolve().parent.parent
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
 
 
 def configure(profile: str, region: str) -> tuple[Path, Path]:
@@ -85,50 +86,32 @@ class Sweep:
         return f"{line.rstrip()}: {done} of {self.total} trainings, about {left:.0f} min left\n"
 
 
-def main() -> int:
-    profiles = sorted(path.stem for path in (ROOT / "params/profiles").glob("*.yaml"))
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="demo", help=f"one of {', '.join(profiles)}")
-    parser.add_argument("--region", default="", help="file of the region; none takes the simulated default")
-    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="chapters that may run side by side")
-    arguments, snakemake = parser.parse_known_args()
-    if arguments.profile not in profiles:
-        print(
-            f"There is no profile '{arguments.profile}'; choose one of {', '.join(profiles)}.",
-            file=sys.stderr,
-        )
-        return 2
-    os.chdir(ROOT)
-    try:
-        configuration, build = configure(arguments.profile, arguments.region)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
+def make(configuration: Path, build: Path, cores: int, targets=(), options=()) -> int:
+    """Run what is stale, all of the book or some targets, with further options of Snakemake.
+
+    Returns its status; what has failed is said already.
+    """
     lock = (build / ".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"Another build of the {arguments.profile} profile is running in this folder.", file=sys.stderr)
+        print(f"Another build is running in {build}.", file=sys.stderr)
         return 2
     for reason in (build / "failed").glob("*.txt"):
         reason.unlink()
     forget_failures(build)
-    sweep = Sweep(configuration, build, arguments.cores)
-    print(
-        f"Building the book, profile {arguments.profile}, {arguments.cores} chapters side by side.",
-        flush=True,
-    )
+    sweep = Sweep(configuration, build, cores)
     begin = time.perf_counter()
     # Snakemake's own lock outlives a killed build; ours does not, so its is switched off.
-    command = [sys.executable, "-m", "snakemake", *snakemake, "--snakefile", "workflow/Snakefile"]
-    command += ["--configfile", configuration, "--cores", str(arguments.cores), "--scheduler", "greedy"]
-    command += ["--nolock", "--rerun-incomplete", "--keep-going", "--quiet", "rules", "host", "reason"]
+    command = [*SNAKEMAKE, "--configfile", configuration, "--cores", str(cores), "--quiet", "rules", "host", "reason"]
+    command += ["--scheduler", "greedy", "--nolock", "--rerun-incomplete", "--keep-going", *options, "--", *targets]
     log = build / "build.log"
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             for line in process.stdout:
                 file.write(line)
+                file.flush()  # `make status` reads it
                 if line.startswith("  ") and not line.startswith("   "):  # the chapters' own lines
                     print(sweep.follow(line), end="", flush=True)
             status = process.wait()
@@ -136,17 +119,43 @@ def main() -> int:
             process.wait()
             print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
             return 130
-    seconds = time.perf_counter() - begin
+    if status:
+        print(f"\nNot finished ({time.perf_counter() - begin:.0f} s).", file=sys.stderr)
+        reasons = sorted((build / "failed").glob("*.txt"))
+        for reason in reasons:
+            print(reason.read_text().rstrip(), file=sys.stderr)
+        if not reasons:
+            print("".join(log.read_text().splitlines(keepends=True)[-25:]), file=sys.stderr)
+        print(f"Everything that was printed: {log}", file=sys.stderr)
+    return status
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path, Path]:
+    """The arguments that every command takes, with the configuration and the folder of the build they name."""
+    profiles = sorted(path.stem for path in (ROOT / "params/profiles").glob("*.yaml"))
+    parser.add_argument("--profile", default="demo", help=f"one of {', '.join(profiles)}")
+    parser.add_argument("--region", default="", help="file of the region; none takes the simulated default")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="chapters that may run side by side")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    try:
+        if arguments.profile not in profiles:
+            raise ValueError(f"There is no profile '{arguments.profile}'; choose one of {', '.join(profiles)}.")
+        return arguments, *configure(arguments.profile, arguments.region)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("options", nargs="*", help="of Snakemake, after --, such as -- --executor slurm")
+    arguments, configuration, build = arguments_of(parser)
+    print(f"Building the book, profile {arguments.profile}, {arguments.cores} chapters side by side.", flush=True)
+    begin = time.perf_counter()
+    status = make(configuration, build, arguments.cores, options=arguments.options)
     if status == 0:
-        print(f"Done in {seconds:.0f} s. Open {(build / 'html/index.html').resolve()}")
-        return 0
-    reasons = sorted((build / "failed").glob("*.txt"))
-    print(f"\nThe book was not built ({seconds:.0f} s).", file=sys.stderr)
-    for reason in reasons:
-        print(reason.read_text().rstrip(), file=sys.stderr)
-    if not reasons:
-        print("".join(log.read_text().splitlines(keepends=True)[-25:]), file=sys.stderr)
-    print(f"Everything that was printed: {log}", file=sys.stderr)
+        print(f"Done in {time.perf_counter() - begin:.0f} s. Open {(build / 'html/index.html').resolve()}")
     return status
 
 

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -61,7 +62,12 @@ def read_notebook(source: Path):
     return jupytext.read(source, fmt="md:myst")
 
 
-def notebook_of(source: Path, without: list[str]):
+def is_parameters(cell) -> bool:
+    """Whether a cell holds the chapter's parameters."""
+    return "parameters" in cell.metadata.get("tags", ())
+
+
+def notebook_of(source: Path, without: Sequence[str] = ()):
     """A copy of a chapter's notebook for a region, without the cells tagged ``needs-<what the region has not>``."""
     notebook, away = deepcopy(read_notebook(source)), {f"needs-{thing}" for thing in without}
     notebook.cells = [cell for cell in notebook.cells if not away & set(cell.metadata.get("tags", ()))]
@@ -203,7 +209,7 @@ def defaults(source: Path) -> dict[str, object]:
     ChapterError
         If no cell is tagged ``parameters``, or a default is not a literal.
     """
-    cells = [c for c in read_notebook(source).cells if "parameters" in c.metadata.get("tags", ())]
+    cells = [cell for cell in read_notebook(source).cells if is_parameters(cell)]
     if len(cells) != 1:
         raise ChapterError(f"{source}: one cell must carry the tag 'parameters', {len(cells)} do.")
     values = {}
@@ -278,8 +284,21 @@ def cells(profile: dict, chapters: list[Chapter]) -> list[Cell]:
             given = defaults(chapter.source) | parameters(chapter, profile) | own
             cell = Cell("_".join([network, *map(str, own.values())]).replace("/", "-"), chapter, given)
             found.setdefault(cell.run, cell)
-    page = {Cell("", c, defaults(c.source) | parameters(c, profile)).run for c in by_network.values()}
+    page = pages(profile, by_network.values())
     return [cell for run, cell in found.items() if run not in page]
+
+
+def pages(profile: dict, chapters: Iterable[Chapter]) -> set[str]:
+    """The runs that networks' own pages write."""
+    return {Cell("", c, defaults(c.source) | parameters(c, profile)).run for c in chapters if c.network}
+
+
+def reruns(profile: dict, chapters: list[Chapter]) -> list[str]:
+    """Runs in a build that no page and no cell of the sweep has asked for: they were added by hand."""
+    asked = pages(profile, chapters) | {cell.run for cell in cells(profile, chapters)}
+    records = sorted((ROOT / profile["parameters"]["build"] / "runs").glob("*/*/*/seed-*/run.json"))
+    names = {str(file.parent.relative_to(ROOT)): file for file in records}
+    return [f"{name} {file.stat().st_mtime}" for name, file in names.items() if name not in asked]
 
 
 def check_profile(profile: dict, chapters: list[Chapter]) -> None:

@@ -6,6 +6,7 @@ Prose pages are Jinja templates: ``value`` and ``figure`` bring what a chapter c
 
 import ast
 import base64
+import hashlib
 import re
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ from pathlib import Path
 import jinja2
 import nbformat
 import yaml
-from chapters import ROOT, notebook_of, table_of_contents
+from chapters import ROOT, defaults, is_parameters, notebook_of, table_of_contents
+from papermill.translators import papermill_translators
 
 from cropnb import data, regions
 
@@ -62,7 +64,7 @@ def with_its_text(executed, source: Path):
         if cell.cell_type == "code":
             cell.outputs = next(done).outputs
         cells.append(cell)
-        if "parameters" in cell.metadata.get("tags", ()):
+        if is_parameters(cell):
             cells += given
     notebook.cells, notebook.metadata = cells, executed.metadata
     return notebook
@@ -132,8 +134,8 @@ def run_line(name: str, run: dict) -> str:
 def status_table(notebooks: dict) -> str:
     """Markdown table of every chapter's run."""
     rows = [
-        "| Chapter | Profile | Date (UTC) | Seconds | Device | Commit | Missing |",
-        "|---|---|---|--:|---|---|---|",
+        "| Chapter | Profile | Seed | Date (UTC) | Seconds | Device | Commit | Missing |",
+        "|---|---|--:|---|--:|---|---|---|",
     ]
     for name, notebook in notebooks.items():
         run = run_of(notebook)
@@ -141,6 +143,7 @@ def status_table(notebooks: dict) -> str:
         cells = (
             f"{{doc}}`/notebooks/{name}`",
             run["parameters"]["profile"],
+            str(run["parameters"]["seed"]),
             run["date"][:16].replace("T", " "),
             f"{run['seconds']:.0f}",
             run["device"],
@@ -149,6 +152,31 @@ def status_table(notebooks: dict) -> str:
         )
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def checksums_table() -> str:
+    """Markdown table of the real data sets of this build, each with one checksum of all its files."""
+    rows = ["| Data set | In this build | Files | SHA-256 |", "|---|---|--:|---|"]
+    for name, dataset in data.load_manifest().datasets.items():
+        whole = hashlib.sha256("".join(sorted(file.sha256 for file in dataset.files)).encode()).hexdigest()
+        there = "yes" if data.is_available(name) else "no"
+        rows.append(f"| {name} | {there} | {len(dataset.files)} | `{whole[:16]}` |")
+    return "\n".join(rows)
+
+
+def parameter_tables(notebooks: dict) -> str:
+    """Every chapter's parameters, described as `papermill --help-notebook` does, and what this build gave."""
+    reader, parts = papermill_translators.find_translator("python3", "python"), []
+    for source in table_of_contents():
+        usual, given = defaults(source), run_of(notebooks[source.stem])["parameters"]
+        rows = ["| Parameter | Type | Default | This build | |", "|---|---|---|---|---|"]
+        for found in reader.inspect(next(c for c in notebook_of(source).cells if is_parameters(c))):
+            value, default = given[found.name], usual[found.name]
+            here = "" if value == default else f"`{value!r}`"
+            cells = (f"`{found.name}`", type(default).__name__, f"`{default!r}`", here, found.help)
+            rows.append("| " + " | ".join(cells) + " |")
+        parts += [f"## `{source.stem}`", f"{{doc}}`/notebooks/{source.stem}`", "\n".join(rows)]
+    return "\n\n".join(parts)
 
 
 def versions_table(notebooks: dict) -> str:
@@ -208,6 +236,8 @@ def stage(build: Path, folder: Path) -> None:
         "value": value,
         "figure": figure,
         "status": lambda: status_table(notebooks),
+        "checksums": checksums_table,
+        "parameters": lambda: parameter_tables(notebooks),
         "versions": lambda: versions_table(notebooks),
         "datasets": datasets_list,
     }

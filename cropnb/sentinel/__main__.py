@@ -46,7 +46,7 @@ def fetch(path: Path) -> Path:
     """Download and unpack what the lock file lists, and join the elevation tiles."""
     region, lock = _measured(path), path.with_suffix(".lock.yaml")
     folder = region.folder()
-    files = catalogue.download(lock, folder, progress=sys.stderr.isatty())
+    files = catalogue.download(lock, folder)
     for file in files:
         if file.suffix == ".zip" and not (folder / f"{file.stem}.SAFE").exists():
             catalogue.unpack(file, folder)

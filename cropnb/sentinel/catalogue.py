@@ -44,7 +44,7 @@ from requests.utils import get_netrc_auth
 from tqdm import tqdm
 from urllib3.util import Retry
 
-from .. import data
+from .. import data, project
 from ..data import DataUnavailable
 
 log = logging.getLogger(__name__)
@@ -312,7 +312,7 @@ def _products(rows, path: Path) -> list[Product]:
 # Download
 
 
-def download(lock: str | Path, folder: str | Path, *, progress: bool = False, identity: str = IDENTITY) -> list[Path]:
+def download(lock: str | Path, folder: str | Path, *, identity: str = IDENTITY) -> list[Path]:
     """Fetch the products of a lock file into a folder, each checked; their paths, in the lock's order.
 
     What is there and right is not fetched again. What was cut short goes on from its `.part`. A wrong file is
@@ -331,16 +331,16 @@ def download(lock: str | Path, folder: str | Path, *, progress: bool = False, id
     session = _Session(identity)
     login = _Bearer(session)
     for product in missing:
-        _obtain(session, login if session.is_own(product.url) else None, product, folder / product.file, progress)
+        _obtain(session, login if session.is_own(product.url) else None, product, folder / product.file)
     return [folder / product.file for product in products]
 
 
-def _obtain(session: "_Session", login: "_Bearer | None", product: Product, path: Path, progress: bool) -> None:
+def _obtain(session: "_Session", login: "_Bearer | None", product: Product, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     if path.exists():
         path.replace(data._aside(path, data._sha256(path)))
         log.warning("%s is wrong, is kept beside its place and is downloaded again.", path)
-    look = {"desc": product.product, "unit": "B", "unit_scale": True, "leave": False, "disable": not progress}
+    look = {"desc": product.product, "unit": "B", "unit_scale": True, "leave": False, "disable": not project.watched()}
     for _ in range(2):
         with tqdm(total=product.bytes, **look) as bar:
             _fill(session, login, product, part, bar)
