@@ -2,17 +2,13 @@
 
 import re
 import subprocess
-import sys
 import tomllib
-from types import SimpleNamespace
 
 import chapters
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-from cropnb import project as helper
 
 
 @pytest.fixture
@@ -87,12 +83,3 @@ def test_nothing_generated_or_big_is_tracked(root):
     paths = [root / name for name in tracked.split("\0") if name]
     assert not [path for path in paths if path.suffix == ".ipynb"]
     assert not [path for path in paths if path.exists() and path.stat().st_size > 500_000]
-
-
-def test_bars_are_shown_where_somebody_watches(monkeypatch):
-    monkeypatch.delenv("CROPNB_STATIC", raising=False)
-    assert not helper.watched()  # pytest captures what would be a terminal
-    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: SimpleNamespace(kernel=True))
-    assert helper.watched()
-    monkeypatch.setenv("CROPNB_STATIC", "1")
-    assert not helper.watched()

@@ -1,7 +1,9 @@
-"""A chapter finds the project's root from wherever its kernel starts."""
+"""A chapter finds the project's root from wherever its kernel starts, and knows whether somebody watches."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import IPython
 import pytest
 
 from cropnb import project
@@ -19,3 +21,12 @@ def test_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"No data_manifest\.yaml in .*; open the notebook inside a checkout"):
         project.enter()
+
+
+def test_bars_are_shown_where_somebody_watches(monkeypatch):
+    monkeypatch.delenv("CROPNB_STATIC", raising=False)
+    assert not project.watched()  # pytest captures what would be a terminal
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=True))
+    assert project.watched()
+    monkeypatch.setenv("CROPNB_STATIC", "1")
+    assert not project.watched()

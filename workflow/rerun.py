@@ -63,7 +63,9 @@ def main() -> int:
         print(f"  refused   {error}", file=sys.stderr)
         return 2
     differing = {name: value for name, value in asked.items() if value != usual[name]}
-    slug = "_".join(f"{name}-{value}" for name, value in differing.items()).replace("/", "-") or "as-in-the-book"
+    slug = (
+        "_".join(f"{name}-{value}" for name, value in sorted(differing.items())).replace("/", "-") or "as-in-the-book"
+    )
     folder = build / "reruns" / chapter.name / slug
     reads = [str(build / name) for name in chapter.reads]
     if reads and (status := make(configuration, build, arguments.cores, reads)):

@@ -1,0 +1,108 @@
+"""Chapters run again with other parameters, on a book that is built. Run by `make live` after `make book`.
+
+What the page of parameters promises: both commands work, the same parameters give the same numbers, and the comparison
+takes the new run in.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def profile(pytestconfig):
+    return pytestconfig.getoption("--profile-built")
+
+
+@pytest.fixture(scope="module")
+def build(profile):
+    folder = ROOT / "_build" / profile
+    assert (folder / "html/index.html").exists(), f"run make book PROFILE={profile} first"
+    return folder
+
+
+def said(*command, **options):
+    """What a command prints; it must succeed."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def make_run(profile, chapter, parameters):
+    """`make run`, and the executed notebook it prints the path of."""
+    told = said("make", "run", f"PROFILE={profile}", f"CHAPTER={chapter}", f"PARAMS={parameters}")
+    return ROOT / re.search(r"Executed notebook: (\S+)", told)[1]
+
+
+def results(notebook):
+    """All outputs of a notebook but times: text, tables, pictures."""
+    cells = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
+    text = json.dumps([[output.get("data", output.get("text")) for output in cell.outputs] for cell in cells])
+    return re.sub(r"\d+(\.\d+)? (s|seconds|minutes)\b", "", text)
+
+
+@pytest.fixture(scope="module")
+def rerun(profile):
+    """A network on features of its own choosing, with a seed that the book does not use."""
+    return make_run(profile, "05_tcnn", "features=backscatter seed=31")
+
+
+def test_two_runs_give_identical_numbers(rerun, profile, build):
+    run = build / "runs/tcnn/backscatter/none/seed-31"
+    before = {name: (run / name).read_bytes() for name in ("metrics.json", "history.csv", "predictions.parquet")}
+    shown = results(rerun)
+    assert make_run(profile, "tcnn", "seed=31 features=backscatter") == rerun
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert results(rerun) == shown
+
+
+def test_the_comparison_takes_it_in(rerun, profile, build):
+    table = pd.read_csv(build / "results/table1.csv").set_index(["model", "features", "measure"])
+    cell = ("TCNN", "backscatter", "overall_accuracy")
+    assert table.loc[cell, "seeds"] == 1
+    target = f"_build/{profile}/executed/10_feature_comparison.ipynb"
+    said(sys.executable, "workflow/build.py", "--profile", profile, target)
+    table = pd.read_csv(build / "results/table1.csv").set_index(["model", "features", "measure"])
+    assert table.loc[cell, "seeds"] == 2
+
+
+def test_bare_papermill(profile, tmp_path):
+    notebook = said(BIN / "jupytext", "--to", "ipynb", "notebooks/05_tcnn.md", "-o", "-")
+    told = said(BIN / "papermill", "--help-notebook", "-", input=notebook)
+    page = (ROOT / f"_build/{profile}/html/book/parameters.html").read_text()
+    for name, comment in re.findall(r"^  (\w+): .*?\)\s+(.+)$", told, re.M):
+        assert f">{name}<" in page
+        assert comment.split(";")[0].strip() in page
+    values = {"build": f"_build/{profile}", "folder": "bare", "width": "0.03", "train_samples": "64"}
+    values |= {"validation_samples": "32", "test_samples": "64", "epochs": "1", "features": "backscatter", "seed": "3"}
+    given = [word for name, value in values.items() for word in ("-p", name, value)]
+    said(BIN / "papermill", "-", str(tmp_path / "out.ipynb"), *given, input=notebook)
+    run = ROOT / f"_build/{profile}/bare/tcnn/backscatter/none/seed-3"
+    assert json.loads((run / "run.json").read_text())["seed"] == 3
+
+
+def test_a_scenario_that_is_not_there_is_explained(profile):
+    done = subprocess.run(
+        ["make", "run", f"PROFILE={profile}", "CHAPTER=05_tcnn", "PARAMS=features=thermal"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert re.search(r"failed    05_tcnn.md, cell \d+: ValueError: .*thermal.*optical\+m-chi", done.stderr)
+
+
+def test_rendering_again_gives_the_same_pages(profile, build, tmp_path):
+    said(sys.executable, "workflow/render.py", str(build), str(tmp_path / "html"))
+    for page in sorted((build / "html").rglob("*.html")):
+        again = tmp_path / "html" / page.relative_to(build / "html")
+        assert again.read_text() == page.read_text(), page
