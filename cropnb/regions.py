@@ -201,7 +201,8 @@ def read(path: str | Path) -> Region:
         raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}.") from None
     source = content.get("source") if isinstance(content, dict) else None
     if source not in _KINDS:
-        raise ValueError(f"{path}: key 'source' is {source!r}; it is one of {', '.join(_KINDS)}.")
+        said = f"is {source!r}" if source else "is missing"
+        raise ValueError(f"{path}: key 'source' {said}; it is one of {', '.join(_KINDS)}.")
     try:
         return _KINDS[source].model_validate(content)
     except ValidationError as error:
@@ -364,7 +365,9 @@ def _sentence(path: Path, error: ValidationError, kind: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in first["loc"])
     problem = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        problem = "missing, add it"
+        also = [".".join(str(part) for part in e["loc"]) for e in others if e["type"] == "missing"]
+        problem = "missing, add it" + (f", and {', '.join(also)} too" if also else "")
+        others = others[len(also) :]
     elif first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), kind.model_fields, n=1)
         problem = f"not known; {f'did you mean {near[0]!r}?' if near else 'known are ' + ', '.join(kind.model_fields)}"
