@@ -5,11 +5,12 @@ PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 VENV := .venv
 RUN := $(VENV)/bin/python
+NPM := _build/npm
 BUILD = --profile $(PROFILE) --region "$(REGION)" --cores $(CORES)
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help book smoke test pages lint data plan products picture bench lab run status lock clean
+.PHONY: help book smoke test pages live lint data plan products picture bench lab run status lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -28,8 +29,12 @@ lint: $(VENV)/.ready
 	@echo "Checking style and spelling of code and chapters."
 	@$(RUN) workflow/lint.py
 
-pages: $(VENV)/.ready  ## look at the rendered pages of PROFILE in headless Chromium, without a network
+pages: $(VENV)/.ready $(NPM)/.ready  ## look at the rendered pages of PROFILE in headless Chromium, and follow their links
+	@$(RUN) workflow/links.py _build/$(PROFILE)/html
 	@$(RUN) -m pytest -q tests/pages.py --profile-built $(PROFILE)
+
+live: $(VENV)/.ready $(NPM)/.ready  ## rerun chapters of the built PROFILE, and open one on a JupyterHub of its own
+	@$(RUN) -m pytest -q tests/rerun.py tests/hub.py --profile-built $(PROFILE)
 
 data: $(VENV)/.ready  ## fetch all data sets, with checksums
 	@$(RUN) -m cropnb.data
@@ -47,7 +52,7 @@ picture: $(VENV)/.ready  ## refresh the README's map from the demo build
 	@$(RUN) workflow/picture.py _build/demo
 
 lab: $(VENV)/.ready  ## open the chapters in JupyterLab
-	@$(VENV)/bin/jupyter lab notebooks
+	@JUPYTER_CONFIG_PATH=$(CURDIR)/jupyterhub $(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 run: $(VENV)/.ready  ## one chapter anew: make run CHAPTER=05_tcnn PARAMS="features=backscatter seed=3"
 	@$(RUN) workflow/rerun.py $(BUILD) $(CHAPTER) $(PARAMS)
@@ -56,7 +61,7 @@ status: $(VENV)/.ready  ## what is done, running, stale, failed or to do
 	@$(RUN) workflow/status.py $(BUILD)
 
 lock:  ## pin the dependencies of pyproject.toml anew
-	uv pip compile pyproject.toml --extra dev --extra sentinel --universal --python-version 3.11 --no-emit-index-url \
+	uv pip compile pyproject.toml --extra dev --extra sentinel --extra hub --universal --python-version 3.11 --no-emit-index-url \
 	  --no-annotate --custom-compile-command "make lock" --upgrade -q -o requirements.txt
 
 clean:  ## remove everything generated but the data cache
@@ -76,4 +81,9 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	  $(RUN) -m pip install -q --disable-pip-version-check --no-deps -r requirements.txt && \
 	  $(RUN) -m pip install -q --disable-pip-version-check --no-deps -e .; \
 	fi
+	@touch $@
+
+$(NPM)/.ready: tests/package.json
+	@echo "Installing what the browser and hub tests take from npm into $(NPM)."
+	@mkdir -p $(NPM) && cp tests/package.json $(NPM) && npm install --silent --no-audit --no-fund --prefix $(NPM)
 	@touch $@

@@ -45,7 +45,7 @@ def test_pins_satisfy_the_declared_dependencies(pins, project):
 def test_environment_takes_the_same_pins(root, project):
     environment = yaml.safe_load((root / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
-    assert pip == {"pip": ["-r requirements.txt"]}
+    assert pip == {"pip": ["-r requirements.txt", "-e ."]}
     python = next(entry for entry in conda if entry.startswith("python="))
     assert Requirement(f"python{project['requires-python']}").specifier.contains(f"{python.split('=')[1]}.0")
 
