@@ -38,9 +38,9 @@ TOOLTIP = """() => {
   ]).join('');
   return seen(document);
 }"""
-# Figures that reach beyond the page, which nobody can scroll to see.
+# Figures that reach beyond the page, where nothing can be pushed aside to see the rest.
 CLIPPED = """all => all.filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
-  .map(e => e.alt || e.className)"""
+  .filter(e => getComputedStyle(e.closest('figure, .cell_output')).overflowX !== 'auto').map(e => e.alt || e.className)"""
 FOCUSED = "[document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle]"
 
 
