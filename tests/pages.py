@@ -40,7 +40,8 @@ TOOLTIP = """() => {
 }"""
 # Figures that reach beyond the page, where nothing can be pushed aside to see the rest.
 CLIPPED = """all => all.filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
-  .filter(e => getComputedStyle(e.closest('figure, .cell_output')).overflowX !== 'auto').map(e => e.alt || e.className)"""
+  .filter(e => getComputedStyle(e.closest('figure, .cell_output') ?? document.body).overflowX !== 'auto')
+  .map(e => e.alt || e.className)"""
 FOCUSED = "[document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle]"
 
 
