@@ -34,7 +34,7 @@ pages: $(VENV)/.ready $(NPM)/.ready  ## look at the rendered pages of PROFILE in
 	@$(RUN) -m pytest -q tests/pages.py --profile-built $(PROFILE)
 
 live: $(VENV)/.ready $(NPM)/.ready  ## rerun chapters of the built PROFILE, and open one on a JupyterHub of its own
-	@$(RUN) -m pytest -q tests/rerun.py tests/hub.py --profile-built $(PROFILE)
+	@$(RUN) -m pytest -q tests/reruns.py tests/hub.py --profile-built $(PROFILE)
 
 data: $(VENV)/.ready  ## fetch all data sets, with checksums
 	@$(RUN) -m cropnb.data
