@@ -175,7 +175,7 @@ def parameter_tables(notebooks: dict) -> str:
             here = "" if value == default else f"`{value!r}`"
             cells = (f"`{found.name}`", type(default).__name__, f"`{default!r}`", here, found.help)
             rows.append("| " + " | ".join(cells) + " |")
-        parts += [f"## `{source.stem}`", f"{{doc}}`/notebooks/{source.stem}`", "\n".join(rows)]
+        parts += [f"## {source.stem}", f"{{doc}}`/notebooks/{source.stem}`", "\n".join(rows)]
     return "\n\n".join(parts)
 
 
