@@ -128,6 +128,8 @@ def prepare_environment() -> None:
     """What every kernel inherits."""
     # Pages are rendered without a network: figures must not load their scripts from one.
     os.environ["CROPNB_STATIC"] = "1"
+    # A server's own choice, often agg, would leave the pages without figures.
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     # TensorFlow's own choice leaves these faster kernels off on many processors.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
