@@ -10,7 +10,7 @@ from pathlib import Path
 MARK = "data_manifest.yaml"
 
 
-def enter() -> Path:
+def enter() -> None:
     """Make the project's root the working directory: the nearest folder above this one with a data manifest.
 
     Raises FileNotFoundError where there is none.
@@ -19,7 +19,7 @@ def enter() -> Path:
     for folder in (here, *here.parents):
         if (folder / MARK).is_file():
             os.chdir(folder)
-            return folder
+            return
     raise FileNotFoundError(f"No {MARK} in {here} or above it; open the notebook inside a checkout of the project.")
 
 

@@ -146,15 +146,17 @@ def test_a_killed_build_resumes(mini):
 def test_missing_data_becomes_a_page_that_says_so(mini):
     code = 'from cropnb import data\ndata.fetch("canada_2017_points")'
     source = write_chapter(mini, "02_second", code, "{datasets: [canada_2017_points]}")
-    source.write_text(source.read_text().replace("# 02_second", "# 02_second\n\nGain {glue:text}`gain:.2f`."))
+    source.write_text(
+        source.read_text().replace("# 02_second", "# 02_second\n\nA question?\nGain {glue:text}`gain:.2f`.")
+    )
     os.environ.pop("CROPNB_DATA", None)
     status, _, err = finish(build(mini))
     assert status == 0, err
     page = nbformat.read(mini / "_build/smoke/executed/02_second.ipynb", 4)
     text = "\n".join(cell.source for cell in page.cells)
     assert "canada_2017_points" in text
-    assert "glue" not in text
-    assert "(not available)" in text
+    assert "A question?" in text
+    assert "Gain" not in text
     assert page.metadata["cropnb"]["run"]["missing"]
 
 
@@ -335,6 +337,19 @@ def test_pages_name_the_region_of_their_build():
 
     said = "Crops of the simulated twin. On the twin, and in the twin's blocks."
     assert renamed(said, "mine") == "Crops of mine. In mine, and in mine's blocks."
+
+
+def test_citations_lead_to_the_pages_own_list_or_to_the_books():
+    from render import own_citations
+
+    cell = nbformat.v4.new_markdown_cell
+    page = nbformat.v4.new_notebook(cells=[cell("{cite:p}`liu2023, pelletier2019`")])
+    own_citations(page, "01_first")  # a chapter left out, which has no list
+    assert page.cells[0].source == "{cite:p}`liu2023, pelletier2019`"
+    page.cells.append(cell("```{bibliography}\n:filter: docname in docnames\n```"))
+    own_citations(page, "01_first")
+    assert page.cells[0].source == "{cite:p}`01_first-liu2023,01_first-pelletier2019`"
+    assert page.cells[1].source.startswith("```{bibliography}\n:keyprefix: 01_first-\n")
 
 
 def refused(source, **given):

@@ -21,7 +21,6 @@ from papermill.translators import papermill_translators
 
 from cropnb import data, regions
 
-NOT_AVAILABLE = "(not available in this build)"
 SIGNALS = ("17_crop_profiles", "18_real_fields")  # what the twin is drawn from, whatever the region
 
 
@@ -105,7 +104,12 @@ def without_loaders(notebook) -> None:
 
 
 def own_citations(notebook, name: str) -> None:
-    """Give a chapter's citations keys of its own, so that they lead to the list at its end, not to another page's."""
+    """Give a chapter's citations keys of its own, so that they lead to the list at its end, not to another page's.
+
+    The citations of a page without such a list, a chapter left out for one, lead to the book's list.
+    """
+    if not any("```{bibliography}" in cell.source for cell in notebook.cells):
+        return
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(
@@ -217,22 +221,21 @@ def stage(build: Path, folder: Path) -> None:
     shutil.copy(ROOT / "_toc.yml", folder)
 
     def value(chapter: str, name: str, form: str = "") -> str:
-        found = glued(notebooks[chapter])
-        if name not in found and run_of(notebooks[chapter])["missing"]:
-            return NOT_AVAILABLE
-        return format(found[name], form)
+        return format(glued(notebooks[chapter])[name], form)
 
     def figure(chapter: str, name: str, alt: str, caption: str) -> str:
-        png = picture(notebooks[chapter], name)
-        if png is None and run_of(notebooks[chapter])["missing"]:
-            return f"*{alt} {NOT_AVAILABLE}*"
-        (folder / f"book/_static/{name}.png").write_bytes(png)
+        (folder / f"book/_static/{name}.png").write_bytes(picture(notebooks[chapter], name))
         return f"```{{figure}} /book/_static/{name}.png\n:alt: {alt}\n\n{caption}\n```"
 
     profile = run_of(notebooks[names[0]])["parameters"]["profile"]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT), undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ROOT), undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    region = region_of(build)
     environment.globals |= {
         "profile": profile,
+        "region": region,
+        "ran": lambda *chapters: not any(run_of(notebooks[chapter])["missing"] for chapter in chapters),
         "value": value,
         "figure": figure,
         "status": lambda: status_table(notebooks),
@@ -241,7 +244,6 @@ def stage(build: Path, folder: Path) -> None:
         "versions": lambda: versions_table(notebooks),
         "datasets": datasets_list,
     }
-    region = region_of(build)
     for page in (ROOT / "book").glob("*.md"):
         text = environment.get_template(f"book/{page.name}").render()
         text = renamed(text, region) if region and page.stem == "index" else text

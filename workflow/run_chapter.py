@@ -51,9 +51,9 @@ def device() -> str:
 
 
 def without_results(notebook, title: str, sentence: str):
-    """The page of a chapter that could not run: title and introduction, then what is missing."""
+    """The page of a chapter that could not run: title and introduction without its results, then what is missing."""
     first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
-    first.source = re.sub(r"\{glue:\w+\}`[^`]*`", "(not available)", first.source)
+    first.source = re.sub(r"^.*\{glue:.*\n?", "", first.source, flags=re.MULTILINE)  # a sentence stands on a line
     box = f":::{{admonition}} {title}\n:class: warning\n{sentence}\n:::"
     notebook.cells = [first, nbformat.v4.new_markdown_cell(box)]
     return notebook
