@@ -32,7 +32,7 @@ def plain(vv, vh, window=5):
 
 
 def ours(vv, vh, window=5):
-    return polarimetry.m_chi_from_slc(vv, vh, window)
+    return polarimetry.m_chi(polarimetry.window_mean(polarimetry.covariance(vv, vh), window))[["ps", "pd", "pv"]]
 
 
 @njit(parallel=True)

@@ -320,7 +320,7 @@ def fit_scaler(steps: xr.DataArray, rows: Sequence[int], columns: Sequence[int],
     Returns
     -------
     dict
-        sensor -> {"channels", "zero", "one"} (values that become 0 and 1), for `scale` and `save_scaler`.
+        sensor -> {"channels", "zero", "one"} (values that become 0 and 1), for `scale`.
     """
     if method not in ("min-max", "standard"):
         raise ValueError(f"Unknown scaling {method!r}: choose 'min-max' or 'standard'.")
@@ -356,16 +356,6 @@ def scale(steps: xr.DataArray, scaler: Mapping) -> xr.DataArray:
     )
     span = (high - low).where(high > low, 1)
     return ((steps - low) / span).transpose(*steps.dims).assign_attrs(steps.attrs, scaled=1)
-
-
-def save_scaler(scaler: Mapping, path: str | Path) -> None:
-    """Store a scaler as JSON."""
-    Path(path).write_text(json.dumps(scaler, indent=2) + "\n")
-
-
-def load_scaler(path: str | Path) -> dict:
-    """The scaler that `save_scaler` stored."""
-    return json.loads(Path(path).read_text())
 
 
 def _blocks(read: Callable, shape: tuple[int, ...], chunk: int) -> da.Array:

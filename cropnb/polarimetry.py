@@ -96,25 +96,6 @@ def m_chi(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
     return result.assign_attrs(c2.attrs, convention=convention)
 
 
-def m_chi_from_slc(vv: xr.DataArray, vh: xr.DataArray, window: int = 5, convention: str = "snap") -> xr.Dataset:
-    """`covariance`, `window_mean` and `m_chi` in one pass over memory, for `ps`, `pd` and `pv` alone."""
-    _check_slc(vv, vh)
-    check_window(window)
-    sign, real = _sign(convention), vv.real.dtype
-    record = np.dtype([(name, real) for name in ("ps", "pd", "pv")])
-
-    def block(vv, vh):
-        vv, vh = np.ascontiguousarray(vv), np.ascontiguousarray(vh)
-        out = np.empty((*vv.shape, 3), real)
-        for index in np.ndindex(vv.shape[:-2]):
-            _fused(vv[index], vh[index], window // 2, sign, out[index])
-        return out.view(record)[..., 0]
-
-    planes = by_block(block, vv, vh, halo=window // 2, dtype=record)
-    result = _described({name: planes.copy(data=planes.data[name]) for name in record.names})
-    return result.assign_attrs(convention=convention, window=window)
-
-
 def decibel(sigma0: xr.DataArray) -> xr.DataArray:
     """10 log10(sigma0); zero and negative power are nodata, so NaN."""
     return (10 * np.log10(sigma0.where(sigma0 > 0))).assign_attrs(sigma0.attrs, units="dB")
@@ -146,23 +127,17 @@ def read_polsarpro(folder: str | Path) -> xr.Dataset:
     return _described(planes)
 
 
-def by_block(function, *arrays: xr.DataArray, halo: int, dtype=None) -> xr.DataArray:
+def by_block(function, array: xr.DataArray, halo: int) -> xr.DataArray:
     """Apply an array function that looks `halo` pixels around each pixel of the last two axes, y and x.
 
     Blocks of a dask array get their neighbours' margin; blocks smaller than it are merged first.
     """
-    arrays = [array.transpose(..., "y", "x") for array in arrays]
-    like, dtype = arrays[0], dtype or arrays[0].dtype
-    if all(array.chunks is None for array in arrays):
-        return like.copy(data=function(*(array.values for array in arrays)))
-    blocks = da.map_overlap(
-        function,
-        *(da.asarray(array.data) for array in arrays),
-        depth={like.ndim - 2: halo, like.ndim - 1: halo},
-        boundary="none",
-        meta=np.empty((0,) * like.ndim, dtype),
-    )
-    return like.copy(data=blocks)
+    array = array.transpose(..., "y", "x")
+    if array.chunks is None:
+        return array.copy(data=function(array.values))
+    depth = {array.ndim - 2: halo, array.ndim - 1: halo}
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    return array.copy(data=da.map_overlap(function, array.data, depth=depth, boundary="none", meta=meta))
 
 
 def check_window(size: int) -> None:
@@ -271,57 +246,16 @@ def _window_mean_image(image, half, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _powers(c11, c22, c12_real, c12_imag, sign):
-    """S1, S2^2 + S3^2, S4, P and the three amplitudes of one pixel."""
-    s1, s2, s3, s4 = c11 + c22, c11 - c22, 2.0 * c12_real, 2.0 * sign * c12_imag
-    linear = s2 * s2 + s3 * s3
-    p = np.sqrt(linear + s4 * s4)
-    # Rounding may leave a small negative; NaN fails the comparison and passes through.
-    single, double, volume = p + s4, p - s4, s1 - p
-    single = np.sqrt(0.5 * (0.0 if single < 0.0 else single))
-    double = np.sqrt(0.5 * (0.0 if double < 0.0 else double))
-    return s1, linear, s4, p, single, double, np.sqrt(0.0 if volume < 0.0 else volume)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def _m_chi_pixels(c11, c22, c12_real, c12_imag, sign, out):
     for i in range(c11.size):
-        s1, linear, s4, p, out[2, i], out[3, i], out[4, i] = _powers(
-            np.float64(c11[i]), np.float64(c22[i]), np.float64(c12_real[i]), np.float64(c12_imag[i]), sign
-        )
+        a, b, real, imag = np.float64(c11[i]), np.float64(c22[i]), np.float64(c12_real[i]), np.float64(c12_imag[i])
+        s1, s2, s3, s4 = a + b, a - b, 2.0 * real, 2.0 * sign * imag
+        linear = s2 * s2 + s3 * s3
+        p = np.sqrt(linear + s4 * s4)
         out[0, i] = min(p / s1, 1.0) if s1 > 0.0 else np.nan
         out[1, i] = np.degrees(0.5 * np.arctan2(-s4, np.sqrt(linear))) if s1 > 0.0 else np.nan
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _amplitudes(total, count, sign):
-    """Turn sums of C2 (element, x) over `count` pixels into Ps, Pd, Pv, in place."""
-    c11, c22, c12_real, c12_imag = total[0], total[1], total[2], total[3]
-    for x in range(count.size):
-        n = count[x]
-        _, _, _, _, c11[x], c22[x], c12_real[x] = _powers(
-            c11[x] / n, c22[x] / n, c12_real[x] / n, c12_imag[x] / n, sign
-        )
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _fused(vv, vh, half, sign, out):
-    ny, nx = vv.shape
-    rows = np.empty((2 * half + 1, 4, nx))  # the covariance of the window's rows, in turns
-    column, total, across = np.empty(nx), np.empty((4, nx)), np.empty(nx)
-    _sum_along(np.ones(nx), half, across)
-    filled = 0
-    for i in range(ny):
-        first, last = max(0, i - half), min(ny, i + half + 1)
-        while filled < last:
-            _covariance_pixels(vv[filled], vh[filled], rows[filled % rows.shape[0]])
-            filled += 1
-        for e in range(4):
-            column[:] = 0.0
-            for y in range(first, last):
-                _add(column, rows[y % rows.shape[0], e])
-            _sum_along(column, half, total[e])
-        _amplitudes(total, (last - first) * across, sign)
-        for k in range(3):
-            for x in range(nx):
-                out[i, x, k] = total[k, x]
+        # Rounding may leave a small negative; NaN fails the comparison and passes through.
+        single, double, volume = 0.5 * (p + s4), 0.5 * (p - s4), s1 - p
+        out[2, i] = np.sqrt(0.0 if single < 0.0 else single)
+        out[3, i] = np.sqrt(0.0 if double < 0.0 else double)
+        out[4, i] = np.sqrt(0.0 if volume < 0.0 else volume)

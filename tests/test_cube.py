@@ -184,11 +184,9 @@ def test_scaler_sees_training_pixels_alone(built):
         assert np.nanmax(scaled, axis=0) == pytest.approx(1)
 
 
-def test_scaling_is_lazy_and_survives_a_round_trip(built, tmp_path):
+def test_scaling_is_lazy_and_survives_a_round_trip(built):
     steps = cube.scenario(built, "optical+m-chi")
-    scaler = cube.fit_scaler(steps, [1, 2, 3], [4, 5, 6])
-    cube.save_scaler(scaler, tmp_path / "scaler.json")
-    assert cube.load_scaler(tmp_path / "scaler.json") == scaler
+    scaler = json.loads(json.dumps(cube.fit_scaler(steps, [1, 2, 3], [4, 5, 6])))  # as a run keeps it
     scaled = cube.scale(steps, scaler)
     assert scaled.chunks is not None
     assert scaled.dtype == "float32"
