@@ -121,6 +121,9 @@ def test_page_is_whole(visit, page, form):
         assert broken == []
         text = tab.inner_text("article")
         assert not re.search(r"\{glue:|\{ref\}|\{cite|\{\{|Traceback", text)
+        prose = "\n".join(tab.locator("article :is(p, li)").all_inner_texts())
+        assert not re.search(r"(?<!\w)\*\w[\w-]*\*(?!\w)", prose), "Markdown inside a value"
+        assert tab.locator("article .output.stderr").all_inner_texts() == []
         equations = tab.locator("article .math").count()
         assert tab.locator("article .math mjx-container").count() == equations
         heights = tab.eval_on_selector_all(".cell_output pre", "all => all.map(e => e.getBoundingClientRect().height)")
