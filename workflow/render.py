@@ -173,12 +173,15 @@ def parameter_tables(notebooks: dict) -> str:
     reader, parts = papermill_translators.find_translator("python3", "python"), []
     for source in table_of_contents():
         usual, given = defaults(source), run_of(notebooks[source.stem])["parameters"]
-        rows = ["| Parameter | Type | Default | This build | |", "|---|---|---|---|---|"]
+        differs = any(given[name] != value for name, value in usual.items())
+        header = ["Parameter", "Type", "Default", *["This build"] * differs, ""]
+        rows = [header, ["---"] * len(header)]
         for found in reader.inspect(next(c for c in notebook_of(source).cells if is_parameters(c))):
             value, default = given[found.name], usual[found.name]
             here = "" if value == default else f"`{value!r}`"
-            cells = (f"`{found.name}`", type(default).__name__, f"`{default!r}`", here, found.help)
-            rows.append("| " + " | ".join(cells) + " |")
+            row = [f"`{found.name}`", type(default).__name__, f"`{default!r}`", *[here] * differs, found.help]
+            rows.append(row)
+        rows = [f"| {' | '.join(row)} |" for row in rows]
         parts += [f"## {source.stem}", f"{{doc}}`/notebooks/{source.stem}`", "\n".join(rows)]
     return "\n\n".join(parts)
 
