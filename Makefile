@@ -67,13 +67,14 @@ lock:  ## pin the dependencies of pyproject.toml anew
 clean:  ## remove everything generated but the data cache
 	rm -rf $(VENV) $(filter-out _build/data,$(wildcard _build/*)) .snakemake
 
+# Compiled once here, as pip does: where PYTHONDONTWRITEBYTECODE is set, every kernel would compile TensorFlow anew.
 $(VENV)/.ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
 	  echo "cropnb needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12"; exit 1; }
 	@if command -v uv >/dev/null; then \
 	  echo "Installing the pinned packages into $(VENV) with uv."; \
 	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
-	  uv pip install -q --python $(VENV) --no-deps -r requirements.txt && \
+	  uv pip install -q --python $(VENV) --no-deps --compile-bytecode -r requirements.txt && \
 	  uv pip install -q --python $(VENV) --no-deps -e .; \
 	else \
 	  echo "Installing the pinned packages into $(VENV) with pip; this takes some minutes."; \
