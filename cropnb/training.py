@@ -100,6 +100,7 @@ def train(
         loss="categorical_crossentropy",
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
     )
+    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
     best = keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=patience, restore_best_weights=True)
     callbacks = [_StopAtNaN(), best]
     if project.watched() if progress is None else progress:

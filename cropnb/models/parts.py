@@ -54,7 +54,9 @@ class Conv3D(keras.layers.Conv3D):
         after = length - 1 - before if self.padding == "same" else 0
         x = ops.pad(inputs, ((0, 0), (before, after), (0, 0), (0, 0), (0, 0)))
         dates = inputs.shape[1] - (0 if self.padding == "same" else length - 1)
-        x = ops.concatenate([x[:, i : i + dates] for i in range(length)], axis=-1)
+        batch, _, *rest = ops.shape(x)
+        # `ops.slice` and not [:, i : i + dates], whose gradient is slow in TensorFlow
+        x = ops.concatenate([ops.slice(x, (0, i, 0, 0, 0), (batch, dates, *rest)) for i in range(length)], axis=-1)
         x = ops.reshape(x, (-1, *ops.shape(x)[2:]))
         kernel = ops.moveaxis(self.kernel, 0, 2)
         kernel = ops.reshape(kernel, (side, side, length * channels, filters))
