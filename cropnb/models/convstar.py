@@ -74,10 +74,11 @@ class ConvSTAR(keras.layers.Layer):
             state = ops.zeros_like(candidate[0])
         else:
             state = initial_state[0] if isinstance(initial_state, (list, tuple)) else initial_state
-        state, states = ops.scan(self._step, state, (gate, candidate))
-        if self.return_sequences:
-            states = ops.moveaxis(states, 0, 1)
-        output = states if self.return_sequences else state
+        states = []
+        for inputs in zip(ops.unstack(gate), ops.unstack(candidate), strict=True):
+            state = self._step(state, *inputs)
+            states.append(state)
+        output = ops.stack(states, axis=1) if self.return_sequences else state
         return (output, state) if self.return_state else output
 
     def _from_input(self, sequences):
@@ -93,13 +94,10 @@ class ConvSTAR(keras.layers.Layer):
         gate, candidate = ops.split(x, 2, axis=-1)
         return gate, ops.tanh(candidate)
 
-    def _step(self, state, inputs):
-        gate, candidate = inputs
+    def _step(self, state, gate, candidate):
         f = ops.sigmoid(gate + self._convolve(state, self.kernel_hf))
         state = f * candidate + (1 - f) * state
-        if self.output_tanh:
-            state = ops.tanh(state)
-        return state, state
+        return ops.tanh(state) if self.output_tanh else state
 
     def _convolve(self, x, kernel):
         return ops.conv(x, kernel, padding="same", data_format="channels_last")
