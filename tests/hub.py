@@ -132,7 +132,7 @@ def small(code):
     """The parameters cell with the values of the smoke profile, its comments kept."""
     profile = yaml.safe_load((ROOT / "params/profiles/smoke.yaml").read_text())
     for name, value in book.parameters(book.load(ROOT / CHAPTER), profile).items():
-        code = re.sub(rf"(?m)^{name} = [^#]*?(?=  #|$)", f"{name} = {value!r}", code)
+        code = re.sub(rf"(?m)^({name}: [^=]*= )[^#]*?(?=  #|$)", rf"\g<1>{value!r}", code)
     return code
 
 

@@ -86,9 +86,10 @@ def test_bare_papermill(profile, tmp_path):
     notebook = said(BIN / "jupytext", "--to", "ipynb", "notebooks/05_tcnn.md", "-o", "-")
     told = said(BIN / "papermill", "--help-notebook", "-", input=notebook)
     page = words((ROOT / f"_build/{profile}/html/book/parameters.html").read_text())
-    described = re.findall(r"^  (\w+): .*?\)\s+(.+)$", told, re.M)
+    described = re.findall(r"^  (\w+): (\w+).*?\)\s+(.+)$", told, re.M)
     assert len(described) > 10
-    for name, comment in described:
+    for name, kind, comment in described:
+        assert kind in ("int", "float", "str")
         assert name in page
         assert words(comment) in page
     values = {"build": f"_build/{profile}", "folder": "bare", "width": "0.03", "train_samples": "64"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,10 +28,10 @@ cropnb: {declared}
 
 ```{{code-cell}} ipython3
 :tags: [parameters]
-profile = "demo"  # profile
-seed = 2017  # of every draw
-build = "_build/demo"  # where results go
-rate = 0.5  # a float
+profile: str = "demo"  # profile
+seed: int = 2017  # of every draw
+build: str = "_build/demo"  # where results go
+rate: float = 0.5  # a float
 ```
 
 ```{{code-cell}} ipython3
@@ -178,8 +179,8 @@ def swept(mini):
     """The miniature book with a network's chapter and a sweep of three cells, one of which fails."""
     write_chapter(mini, "02_second", NETWORK, "{reads: [number.txt], network: tcnn}")
     source = mini / "notebooks/02_second.md"
-    more = 'features = "a"  # f\naugmentation = "none"  # t\nfolder = "runs"  # r\n'
-    source.write_text(source.read_text().replace("rate = 0.5", more + "rate = 0.5"))
+    more = 'features: str = "a"  # f\naugmentation: str = "none"  # t\nfolder: str = "runs"  # r\n'
+    source.write_text(source.read_text().replace("rate: float", more + "rate: float"))
     profile = mini / "params/profiles/smoke.yaml"
     profile.write_text(profile.read_text() + "sweep: [{features: [b, broken]}, {seed: 2}, {features: a}]\n")
     return mini
@@ -379,11 +380,19 @@ def test_words_become_typed_parameters(mini):
         typed(source, ["seed"])
 
 
-def test_parameters_must_be_literals(mini):
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("rate: float = 1 / 2", "'rate: float = 1 / 2' in the parameters cell is not 'name: type = literal'"),
+        ("rate = 0.5", "'rate = 0.5' in the parameters cell is not 'name: type = literal'"),
+        ("rate: int = 0.5", "parameter rate says int, but its default 0.5 is of type float"),
+    ],
+)
+def test_parameters_are_literals_of_a_named_type(mini, line, told):
     source = mini / "notebooks/01_first.md"
-    source.write_text(source.read_text().replace("rate = 0.5", "rate = 1 / 2"))
+    source.write_text(source.read_text().replace("rate: float = 0.5", line))
     chapters.read_notebook.cache_clear()
-    with pytest.raises(chapters.ChapterError, match="is no plain literal"):
+    with pytest.raises(chapters.ChapterError, match=re.escape(told)):
         chapters.defaults(source)
 
 

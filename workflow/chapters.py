@@ -207,7 +207,7 @@ def defaults(source: Path) -> dict[str, object]:
     Raises
     ------
     ChapterError
-        If no cell is tagged ``parameters``, or a default is not a literal.
+        If no cell is tagged ``parameters``, or a line of it is not ``name: type = literal``.
     """
     cells = [cell for cell in read_notebook(source).cells if is_parameters(cell)]
     if len(cells) != 1:
@@ -215,13 +215,17 @@ def defaults(source: Path) -> dict[str, object]:
     values = {}
     for node in ast.parse(cells[0].source).body:
         try:
-            (target,), value = node.targets, ast.literal_eval(node.value)
+            name, kind, value = node.target.id, ast.unparse(node.annotation), ast.literal_eval(node.value)
         except (AttributeError, ValueError):
             raise ChapterError(
-                f"{source}: '{ast.unparse(node)}' in the parameters cell is no plain literal; "
-                "derived values belong in the next cell."
+                f"{source}: '{ast.unparse(node)}' in the parameters cell is not 'name: type = literal', "
+                "which papermill can describe; derived values belong in the next cell."
             ) from None
-        values[target.id] = value
+        if kind.partition("[")[0] != type(value).__name__:
+            raise ChapterError(
+                f"{source}: parameter {name} says {kind}, but its default {value!r} is of type {type(value).__name__}."
+            )
+        values[name] = value
     return values
 
 

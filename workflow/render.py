@@ -179,7 +179,7 @@ def parameter_tables(notebooks: dict) -> str:
         for found in reader.inspect(next(c for c in notebook_of(source).cells if is_parameters(c))):
             value, default = given[found.name], usual[found.name]
             here = "" if value == default else f"`{value!r}`"
-            row = [f"`{found.name}`", type(default).__name__, f"`{default!r}`", *[here] * differs, found.help]
+            row = [f"`{found.name}`", found.inferred_type_name, f"`{default!r}`", *[here] * differs, found.help]
             rows.append(row)
         rows = [f"| {' | '.join(row)} |" for row in rows]
         parts += [f"## {source.stem}", f"{{doc}}`/notebooks/{source.stem}`", "\n".join(rows)]
