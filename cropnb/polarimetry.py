@@ -21,7 +21,6 @@ _LONG_NAMES = {
     "c12_real": ("real part of <VV conj(VH)>", "1"),
     "c12_imag": ("imaginary part of <VV conj(VH)>", "1"),
     "m": ("degree of polarisation", "1"),
-    "chi": ("ellipticity", "degree"),
     "ps": ("single bounce, square root of power", "1"),
     "pd": ("double bounce, square root of power", "1"),
     "pv": ("volume scattering, square root of power", "1"),
@@ -84,14 +83,24 @@ def stokes(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
     return xr.Dataset({k: v.assign_attrs(attrs, long_name=f"Stokes {k.upper()}") for k, v in parameters.items()})
 
 
+def ellipticity(c2: xr.Dataset, convention: str = "snap") -> xr.DataArray:
+    """Ellipticity chi in degrees, from -45 to 45, of an averaged covariance: sin 2 chi = -S4 / (m S1) (equation 6).
+
+    NaN where S1 is 0. It is no part of `m_chi`, whose amplitudes do without the arctangent, dearer than all the rest.
+    """
+    s = stokes(c2, convention)
+    chi = np.degrees(np.arctan2(-s.s4, np.hypot(s.s2, s.s3))) / 2
+    return chi.where(s.s1 > 0).rename("chi").assign_attrs(long_name="ellipticity", units="degree")
+
+
 def m_chi(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
-    """Degree of polarisation `m`, ellipticity `chi` and the amplitudes `ps`, `pd`, `pv` (equations 5-9).
+    """Degree of polarisation `m` and the amplitudes `ps`, `pd`, `pv` (equations 5-9).
 
     c2: averaged covariance (..., y, x). Written without divisions: with P = m S1, Ps^2 = (P + S4)/2,
-    Pd^2 = (P - S4)/2 and Pv^2 = S1 - P. Where S1 = 0 the amplitudes are 0 and m, chi are NaN; NaN spreads.
+    Pd^2 = (P - S4)/2 and Pv^2 = S1 - P. Where S1 = 0 the amplitudes are 0 and m is NaN; NaN spreads.
     """
     check_c2(c2)
-    names = ("m", "chi", "ps", "pd", "pv")
+    names = ("m", "ps", "pd", "pv")
     result = _by_pixel(_m_chi_pixels, names, [c2[name] for name in C2], c2.c11.dtype, _sign(convention))
     return result.assign_attrs(c2.attrs, convention=convention)
 
@@ -250,12 +259,10 @@ def _m_chi_pixels(c11, c22, c12_real, c12_imag, sign, out):
     for i in range(c11.size):
         a, b, real, imag = np.float64(c11[i]), np.float64(c22[i]), np.float64(c12_real[i]), np.float64(c12_imag[i])
         s1, s2, s3, s4 = a + b, a - b, 2.0 * real, 2.0 * sign * imag
-        linear = s2 * s2 + s3 * s3
-        p = np.sqrt(linear + s4 * s4)
+        p = np.sqrt(s2 * s2 + s3 * s3 + s4 * s4)
         out[0, i] = min(p / s1, 1.0) if s1 > 0.0 else np.nan
-        out[1, i] = np.degrees(0.5 * np.arctan2(-s4, np.sqrt(linear))) if s1 > 0.0 else np.nan
         # Rounding may leave a small negative; NaN fails the comparison and passes through.
         single, double, volume = 0.5 * (p + s4), 0.5 * (p - s4), s1 - p
-        out[2, i] = np.sqrt(0.0 if single < 0.0 else single)
-        out[3, i] = np.sqrt(0.0 if double < 0.0 else double)
-        out[4, i] = np.sqrt(0.0 if volume < 0.0 else volume)
+        out[1, i] = np.sqrt(0.0 if single < 0.0 else single)
+        out[2, i] = np.sqrt(0.0 if double < 0.0 else double)
+        out[3, i] = np.sqrt(0.0 if volume < 0.0 else volume)

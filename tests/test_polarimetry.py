@@ -59,7 +59,8 @@ def test_goldens_in_float64(golden, convention):
         np.testing.assert_allclose(parameters[name], golden[f"{convention}_w5_{name.upper()}"], rtol=0, atol=1e-12)
     result = polarimetry.m_chi(c2, convention)
     np.testing.assert_allclose(result.m, golden[f"{convention}_w5_m"], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(result.chi, golden[f"{convention}_w5_chi"], rtol=0, atol=1e-12)
+    chi = polarimetry.ellipticity(c2, convention)
+    np.testing.assert_allclose(chi, golden[f"{convention}_w5_chi"], rtol=0, atol=1e-12)
     s1 = parameters.s1.values
     partly = ~(golden[f"{convention}_w5_m"] > 1 - 1e-9)
     for name, column in AMPLITUDES.items():
@@ -97,7 +98,8 @@ def test_analytic_table():
     result = polarimetry.m_chi(c2, "snap").isel(y=0)
     np.testing.assert_allclose(result.m, table["m"], rtol=0, atol=1e-12)
     polarised = table["m"] > 0
-    np.testing.assert_allclose(result.chi.values[polarised], table["chi"][polarised], rtol=0, atol=1e-6)
+    chi = polarimetry.ellipticity(c2, "snap").values[0]
+    np.testing.assert_allclose(chi[polarised], table["chi"][polarised], rtol=0, atol=1e-6)
     for name, column in AMPLITUDES.items():
         np.testing.assert_allclose(result[name] ** 2 / table["S1"], table[column] ** 2 / table["S1"], atol=1e-12)
 
@@ -126,7 +128,10 @@ def test_identities(scene, window, convention):
     assert (np.abs(ps2 - pd2 - s.s4.values) <= tolerance).all()
     determinant = (c2.c11 * c2.c22 - c2.c12_real**2 - c2.c12_imag**2).values
     assert (np.abs(4 * determinant - s1**2 * (1 - m**2)) <= tolerance * s1).all()
-    assert (np.abs(r.chi.fillna(0)) <= 45).all()
+    chi = polarimetry.ellipticity(c2, convention)
+    assert (np.abs(chi.fillna(0)) <= 45).all()
+    assert (np.abs(ps2 - pd2 + m * s1 * np.sin(np.radians(2 * chi.fillna(0).values))) <= tolerance).all()
+    np.testing.assert_array_equal(np.isnan(chi), s1 == 0)
     np.testing.assert_array_equal(np.isnan(r.m), s1 == 0)
     if window == 1:
         assert (np.abs(m - (s1 > 0)) <= 1e-11).all()
@@ -158,7 +163,7 @@ def test_uncorrelated_channels_leave_only_the_amplitudes():
     c2 = xr.Dataset({"c11": ("y", [0.08, 0.02]), "c22": ("y", [0.02, 0.08])}).expand_dims("x")
     c2 = c2.assign(c12_real=0 * c2.c11, c12_imag=0 * c2.c11)
     r = polarimetry.m_chi(c2).isel(x=0)
-    np.testing.assert_allclose(r.chi, 0)
+    np.testing.assert_allclose(polarimetry.ellipticity(c2), 0)
     np.testing.assert_allclose(r.m, 0.6)
     np.testing.assert_allclose(r.ps, np.sqrt(0.03))
     np.testing.assert_allclose(r.pd, r.ps)
@@ -196,7 +201,7 @@ def dated(dtype="c16"):
 def test_blocks_equal_the_whole_exactly(dtype, chunks):
     def steps(vv, vh):
         c2 = polarimetry.window_mean(polarimetry.multilook(polarimetry.covariance(vv, vh)), 5)
-        return c2, polarimetry.m_chi(c2)
+        return c2, polarimetry.m_chi(c2).assign(chi=polarimetry.ellipticity(c2))
 
     vv, vh = dated(dtype)
     for whole, lazy in zip(steps(vv, vh), steps(vv.chunk(chunks), vh.chunk(chunks)), strict=True):
@@ -212,7 +217,7 @@ def test_coordinates_dates_and_attributes_survive():
     np.testing.assert_array_equal(result.x, 3.75 + 10 * np.arange(15))
     assert "spatial_ref" in result.coords
     assert result.attrs == {"convention": "snap", "window": 3}
-    assert result.chi.attrs == {"long_name": "ellipticity", "units": "degree"}
+    assert result.ps.attrs == {"long_name": "single bounce, square root of power", "units": "1"}
 
 
 def test_polsarpro_folder(tmp_path):
