@@ -16,6 +16,7 @@ import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as cropnb does, which comes too late here
 
 import keras
 import numpy as np

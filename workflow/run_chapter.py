@@ -130,8 +130,6 @@ def prepare_environment() -> None:
     os.environ["CROPNB_STATIC"] = "1"
     # A server's own choice, often agg, would leave the pages without figures.
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
-    # TensorFlow's own choice leaves these faster kernels off on many processors.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 def typed(source: Path, assignments: list[str]) -> dict[str, object]:
