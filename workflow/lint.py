@@ -34,7 +34,7 @@ def main() -> int:
         for source, notebook in pairs:
             jupytext.write(jupytext.read(source, fmt="md:myst"), notebook)
         settings = ["--quiet", "--config", ROOT / "pyproject.toml"]
-        narrow = ["--line-length", "84"]  # what a page shows without scrolling
+        narrow = ["--line-length", "76"]  # what a page shows without scrolling
         check = [BIN / "ruff", "check", *settings, *(["--fix"] if fix else [])]
         formatting = [BIN / "ruff", "format", *settings, *([] if fix else ["--diff"])]
         commands = [
