@@ -35,7 +35,7 @@ from .parcels import NO_PARCEL
 log = logging.getLogger(__name__)
 
 NO_DATA = 255
-STEPS = 250  # of a probability between 0 and 1
+LEVELS = 250  # of a probability between 0 and 1
 BATCH = 128  # patches
 FILES = ("crop.tif", "crop.tif.aux.xml", "probability.tif", "item.json")
 
@@ -61,7 +61,7 @@ def write(
     run_path, cube_path : a run directory of `runs.write` and a cube of `cube.build`.
     folder : of the map; an earlier map in it is replaced.
     cropland : raster on the cube's grid, 1 where the map shall have a class.
-    dense : evaluate whole tiles (`dense`), else patch by patch as in the paper.
+    dense : evaluate whole tiles (`models.dense`), else patch by patch as in the paper.
     tile : side of a tile, pixels.
 
     Raises
@@ -107,11 +107,6 @@ def write(
         shutil.rmtree(leftover, ignore_errors=True)
     log.info("map of %d x %d pixels in %s", height, width, folder)
     return folder
-
-
-def dense(network: keras.Model) -> DenseNetwork:
-    """The same weights evaluated at every location of a tile; see `cropnb.models.dense.DenseNetwork`."""
-    return DenseNetwork(network)
 
 
 def majority(crop: np.ndarray, parcels: np.ndarray) -> np.ndarray:
@@ -239,7 +234,7 @@ def _map_tile(tile: Window, steps: xr.DataArray, cropland, predictor: _Predictor
     if inner.any():
         probabilities = predictor(window, wanted)
         values[inner, 0] = probabilities.argmax(axis=1)
-        values[inner, 1:] = np.rint(STEPS * probabilities)
+        values[inner, 1:] = np.rint(LEVELS * probabilities)
     return np.moveaxis(values, -1, 0)
 
 
@@ -270,7 +265,7 @@ def _assemble(work: Path, steps: xr.DataArray, run: runs.Run, is_dense: bool, ti
     ):
         colours = plotting.palette(classes).values()
         crop.write_colormap(1, {code: tuple(bytes.fromhex(colour[1:])) for code, colour in enumerate(colours)})
-        probability.scales, probability.descriptions = len(classes) * (1 / STEPS,), classes
+        probability.scales, probability.descriptions = len(classes) * (1 / LEVELS,), classes
         for file in (crop, probability):
             file.update_tags(classes=json.dumps(classes), **about)
         for tile in tiles:
@@ -297,7 +292,7 @@ def _stac_item(steps: xr.DataArray, classes: list[str], about: dict) -> dict:
     ]
     legend.append({"value": NO_DATA, "name": "nodata", "title": "nodata", "nodata": True})
     cog = {"type": "image/tiff; application=geotiff; profile=cloud-optimized", "roles": ["data"]}
-    step = {"data_type": "uint8", "nodata": NO_DATA, "scale": 1 / STEPS}
+    step = {"data_type": "uint8", "nodata": NO_DATA, "scale": 1 / LEVELS}
     bands = [{"name": name, **step} for name in classes]
     extensions = ("projection/v1.1.0", "classification/v2.0.0", "raster/v1.1.0")
     return {

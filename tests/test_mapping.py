@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cropnb import cube, mapping, models, parcels, plotting, runs
+from cropnb.models.dense import DenseNetwork
 
 # Keras reads TensorFlow variables in a way that NumPy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -88,7 +89,7 @@ def maps(request, cube_path, scaler, tmp_path_factory):
     for layer in network.layers[-5:]:  # strong dense layers, and each class as likely on the average
         layer.set_weights([3 * w for w in layer.get_weights()])
     steps = cube.scale(cube.scenario(cube_path, "optical+m-chi"), scaler)[:, 24:, :24].values
-    predicted = mapping.dense(network)(steps[None])[0] if request.param else patchwise(network, steps)
+    predicted = DenseNetwork(network)(steps[None])[0] if request.param else patchwise(network, steps)
     kernel, bias = network.get_layer("crop").get_weights()
     network.get_layer("crop").set_weights([kernel, bias - np.log(np.mean(predicted, axis=(0, 1)))])
     run = write_run(folder / "runs", network, scaler)
@@ -128,7 +129,7 @@ def random_tile(dates, height, width):
 @pytest.mark.parametrize("name", ["tcnn", "cnn3d2d"])
 def test_dense_equals_patch_by_patch_where_nothing_is_padded(name):
     network, tile = build(name, dates=13, patch=9), random_tile(13, 17, 15)
-    result = mapping.dense(network)(tile[None])
+    result = DenseNetwork(network)(tile[None])
     assert result.shape == (1, 9, 7, len(CLASSES))
     np.testing.assert_allclose(result[0], patchwise(network, tile), atol=1e-5)
 
@@ -148,7 +149,7 @@ def test_dense_equals_patch_by_patch_where_nothing_is_padded(name):
 def test_a_tile_of_one_patch_gives_the_patch(name, readings):
     """There the padding is the patch's own, so every layer has to agree."""
     network, patch = build(name, dates=3, patch=11, **readings), random_tile(3, 11, 11)
-    result = mapping.dense(network)(patch[None])
+    result = DenseNetwork(network)(patch[None])
     assert result.shape == (1, 1, 1, len(CLASSES))
     np.testing.assert_allclose(result[0, 0], network(patch[None]), atol=1e-5)
 
@@ -163,7 +164,7 @@ def test_padded_layers_see_the_neighbours_at_the_right_place(name, last):
     head = keras.Model(network.get_layer(last).output, network.output)
     step, side = (8, 2) if name == "cnn3d" else (1, 11)
     tile = random_tile(3, 56, 56)
-    result = np.asarray(mapping.dense(network)(tile[None]))[0]
+    result = np.asarray(DenseNetwork(network)(tile[None]))[0]
     for row, column in ((16, 16), (17, 22), (23, 19)):
         seen = features(tile[None, :, row - 16 : row + 33, column - 16 : column + 33])
         first = 16 // step
@@ -174,7 +175,7 @@ def test_padded_layers_see_the_neighbours_at_the_right_place(name, last):
 @pytest.mark.parametrize("name", models.DISPLAY_NAMES)
 def test_nothing_beyond_the_halo_is_seen(name):
     network = build(name, dates=13, patch=9)
-    whole = mapping.dense(network)
+    whole = DenseNetwork(network)
     side, half = 2 * whole.halo + 1, whole.patch // 2
     tile = random_tile(13, side + 8, side + 8)
     centre = whole.halo - half  # of the first pixel of the patch around the centre
@@ -187,15 +188,15 @@ def test_what_cannot_be_dense_is_named():
     with pytest.raises(
         ValueError, match=r"'pool_1' .* cannot be evaluated on whole tiles; map this run patch by patch"
     ):
-        mapping.dense(build("cnn3d", pool="average"))
+        DenseNetwork(build("cnn3d", pool="average"))
     a = keras.Input((3, 5, 5, 3))
     branched = keras.Model(a, keras.layers.Add()([keras.layers.ReLU()(a), a]))
     with pytest.raises(ValueError, match="is no chain of layers"):
-        mapping.dense(branched)
+        DenseNetwork(branched)
 
 
 def test_a_dense_network_can_be_saved(tmp_path):
-    whole, tile = mapping.dense(build("cnn3d2d", dates=13, patch=9)), random_tile(13, 11, 11)[None]
+    whole, tile = DenseNetwork(build("cnn3d2d", dates=13, patch=9)), random_tile(13, 11, 11)[None]
     expected = whole(tile)
     whole.save(tmp_path / "dense.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "dense.keras")(tile), expected)
@@ -216,7 +217,7 @@ def test_classes_where_the_patch_is_whole_and_nowhere_else(maps):
     valid = whole_patches()
     np.testing.assert_array_equal(crop != mapping.NO_DATA, valid)
     assert (probability[:, ~valid] == mapping.NO_DATA).all()
-    assert (abs(probability[:, valid].sum(axis=0, dtype=int) - mapping.STEPS) <= 2).all()
+    assert (abs(probability[:, valid].sum(axis=0, dtype=int) - mapping.LEVELS) <= 2).all()
     assert len(np.unique(crop[valid])) > 1  # else equal maps would prove little
     best = np.take_along_axis(probability[:, valid], crop[valid][None].astype(int), axis=0)
     assert (best >= probability[:, valid]).all()
@@ -226,8 +227,8 @@ def test_patch_by_patch_is_what_the_network_says_of_each_patch(quick, cube_path,
     path = mapping.write(quick, cube_path, tmp_path / "map", dense=False, tile=30)
     steps = cube.scale(cube.scenario(cube_path, "optical+m-chi"), scaler).values
     expected, half, valid = patchwise(runs.load_model(quick), steps), PATCH // 2, whole_patches()
-    probability = np.moveaxis(bands(path / "probability.tif"), 0, -1)[valid] / mapping.STEPS
-    np.testing.assert_allclose(probability, expected[valid[half:-half, half:-half]], atol=0.51 / mapping.STEPS)
+    probability = np.moveaxis(bands(path / "probability.tif"), 0, -1)[valid] / mapping.LEVELS
+    np.testing.assert_allclose(probability, expected[valid[half:-half, half:-half]], atol=0.51 / mapping.LEVELS)
 
 
 def test_files_are_georeferenced_coloured_and_named(maps, cube_path, tmp_path):
