@@ -7,7 +7,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropnb import areas
+from cropnb.evaluation import areas
 
 # Olofsson et al. (2014), Table 8: 640 samples, pixels of 30 m
 CLASSES = ["deforestation", "forest gain", "stable forest", "stable non-forest"]

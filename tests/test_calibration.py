@@ -14,7 +14,7 @@ from sklearn.datasets import make_classification
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from cropnb import calibration
+from cropnb.evaluation import calibration
 
 
 def predictions(n=4000, spread=2.0, T=1.0, seed=0):

@@ -9,7 +9,8 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropnb import comparison, evaluation
+from cropnb import evaluation
+from cropnb.evaluation import comparison
 
 CLASSES = ["maize", "soybean"]
 HEADLINE = ("optical+m-chi", "none", 1)

@@ -7,7 +7,8 @@ import xarray as xr
 from scipy.special import softmax
 from scipy.stats import spearmanr
 
-from cropnb import models, saliency
+from cropnb import models
+from cropnb.evaluation import saliency
 
 SHAPE = (6, 5, 5, 3)  # time, y, x, feature
 DATE, ROW, COL, FEATURE = 4, 1, 3, 2  # of the planted signal

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from . import evaluation
+from cropnb import evaluation
 
 PAPER = files("cropnb") / "resources" / "liu2023"
 TABLES = {
