@@ -102,7 +102,6 @@ def test_an_absent_run_makes_its_differences_unknown():
     found = comparison.contrast(table(GOOD).reindex(model=["network 0", "network 1"]), lead)
     assert np.isnan([found["estimate"], found["low"], found["high"], *found["by_seed"]]).all()
     assert comparison.verdict(found["low"], found["high"], found["by_seed"]) == comparison.OPEN
-    assert comparison.percent(found["estimate"], found["low"], found["high"]) == "–"
 
 
 def test_draws_without_the_class_are_left_out():
@@ -197,8 +196,3 @@ def test_side_by_side_has_every_cell_and_its_state():
     assert rows["seeds"].tolist() == [1, 0, 0]
     assert rows["estimate"].tolist() == pytest.approx([5 / 6, np.nan, np.nan], nan_ok=True)
     assert rows["paper"].tolist() == pytest.approx([0.864, 0.905, np.nan], nan_ok=True)
-
-
-def test_numbers_in_words():
-    assert comparison.percent(0.8123, 0.75, 0.861) == "81.2 (75.0 to 86.1)"
-    assert comparison.percent(0.012, -0.004, 0.03, "+") == "+1.2 (-0.4 to +3.0)"

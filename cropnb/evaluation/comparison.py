@@ -161,16 +161,3 @@ def side_by_side(paper: xr.DataArray, table: xr.DataArray, absent: pd.DataFrame)
     there = frame["seeds"] > 0
     frame["state"] = ["missing" if row[:3] in failed else "not in this build" for row in frame.index]
     return frame.assign(state=frame["state"].where(~there, ""))
-
-
-def percent(estimate: float, low: float, high: float, sign: str = "") -> str:
-    """A fraction (or, with `sign` "+", a difference) and its interval in per cent; a dash where a run is absent."""
-    if np.isnan(estimate):
-        return "–"
-    return f"{100 * estimate:{sign}.1f} ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in words: "a, b and c"; "none" where there is none."""
-    *others, last = [*names] or ["none"]
-    return " and ".join(filter(None, [", ".join(others), last]))
