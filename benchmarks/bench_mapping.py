@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from cropnb import cube, mapping, models, runs
+from cropnb import acquisitions, mapping, models, runs
 
 CLASSES = ["maize", "soybean", "wheat", "other"]
 PATCH, PIXEL = 11, 10  # pixels, metres
@@ -35,7 +35,7 @@ def write_cube(path, side, dates):
     repeats = -(-side // 256)
     planes = xr.DataArray(chunk, dims=("time", "y", "x")).chunk()
     planes = xr.concat([xr.concat([planes] * repeats, "y")] * repeats, "x")[:, :side, :side].chunk(y=256, x=256)
-    group = xr.Dataset(dict.fromkeys(cube.FEATURES["sar"], planes)).assign_coords(
+    group = xr.Dataset(dict.fromkeys(acquisitions.FEATURES["sar"], planes)).assign_coords(
         time=pd.date_range("2017-05-01", periods=dates, freq="6D"),
         y=5338315 - PIXEL * np.arange(side),
         x=333385 + PIXEL * np.arange(side),

@@ -28,7 +28,7 @@ from scipy.ndimage import minimum_filter
 from shapely.geometry import box, mapping
 from tqdm import tqdm
 
-from . import cube, plotting, project, runs, samples, training
+from . import cube, plotting, project, runs, samples, scenarios, training
 from .models.dense import DenseNetwork
 from .parcels import NO_PARCEL
 
@@ -144,7 +144,9 @@ def minimum_unit(crop: np.ndarray, pixels: int) -> np.ndarray:
 def _inputs(run: runs.Run, cube_path) -> tuple[xr.DataArray, keras.Model]:
     """The scaled scenario (time, y, x, feature) and the network of a run, which fit each other."""
     simulated = bool(cube.open_cube(cube_path).attrs.get("simulated"))
-    steps = cube.scale(cube.scenario(cube_path, run.record["features"]), run.scaler).assign_attrs(simulated=simulated)
+    steps = scenarios.scale(scenarios.scenario(cube_path, run.record["features"]), run.scaler).assign_attrs(
+        simulated=simulated
+    )
     network = runs.load_model(run.path)
     patch, classes = run.record["patch"], run.record["classes"]
     shapes = (steps.sizes["time"], patch, patch, 3), (len(classes),)

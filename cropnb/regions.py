@@ -10,6 +10,7 @@ import difflib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,6 +19,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pyproj import CRS
 from pyproj.exceptions import CRSError
+
+from cropnb import files
 
 if TYPE_CHECKING:  # the workflow reads region files often; what only `prepare` needs takes seconds to import
     import geopandas as gpd
@@ -209,6 +212,22 @@ def read(path: str | Path) -> Region:
         raise ValueError(_sentence(path, error, _KINDS[source])) from None
 
 
+def read_record(folder: str | Path) -> dict:
+    """The record of a region folder, its region.json: how it was made, its grid and classes.
+
+    Raises FileNotFoundError where there is none.
+    """
+    path = Path(folder) / "region.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: write the region first, an unfinished one has no such file.")
+    return json.loads(path.read_text("utf-8"))
+
+
+def write_record(folder: str | Path, record: Mapping) -> None:
+    """Write the record of a region folder, its region.json."""
+    files.write_json(Path(folder) / "region.json", record)
+
+
 def prepare(
     region: Region, folder: str | Path, *, size: float = 8000, block_size: float = 1000, seed: int = 2017
 ) -> Path:
@@ -239,7 +258,7 @@ def prepare(
         "block_size": region.block_size,
         "sites": region.sites,
     } | record
-    (partial / "region.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(partial, record)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
@@ -259,13 +278,13 @@ def _from_patches(region: Patches, folder: Path) -> dict:
 
     from . import data, flanders
 
-    files, class_of = data.fetch("flanders_patches"), {}
+    patches, class_of = data.fetch("flanders_patches"), {}
     for name, crops in region.labels.items():
         class_of |= dict.fromkeys(crops, name)
-    grid = flanders.write_acquisitions(files, region.location, folder)
+    grid = flanders.write_acquisitions(patches, region.location, folder)
     legend = pd.read_csv(data.fetch("canada_2017_points")["wc2eurocrops_map.csv"])
     names = dict(zip(legend["croptype"], legend["name"], strict=True))
-    fields = flanders.declarations(files, region.location, names)
+    fields = flanders.declarations(patches, region.location, names)
     fields["crop"] = fields["crop"].map(class_of)
     fields = fields.dropna(subset="crop")
     fields.to_parquet(folder / "parcels.parquet", index=False)

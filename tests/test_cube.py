@@ -10,7 +10,7 @@ import xarray as xr
 import zarr
 from sklearn.preprocessing import MinMaxScaler
 
-from cropnb import cube, polarimetry, twin
+from cropnb import acquisitions, cube, polarimetry, regions, scenarios, twin
 
 TRACKS = {"A": ("2017-05-05T21:42", 2), "B": ("2017-05-10T21:50", 2)}
 CLOUD = {"2017-05-11": 0.02, "2017-06-30": 0.7}
@@ -33,14 +33,14 @@ def spoilt(region, tmp_path):
 
 
 def test_acquisitions_in_date_order_and_chosen_by_cloud(region):
-    table = cube.acquisitions(region)
+    table = acquisitions.find(region)
     assert table.time.is_monotonic_increasing
     assert (table.sensor == "sar").sum() == 4
     assert table.track[table.sensor == "sar"].tolist() == ["A", "B", "A", "B"]
     optical = table[table.sensor == "optical"].set_index("time")
     assert optical.used.tolist() == [True, False]
-    assert optical.cloud_cover.iloc[0] < cube.MAX_CLOUD <= optical.cloud_cover.iloc[1]
-    assert cube.acquisitions(region, max_cloud=1.01).used.all()
+    assert optical.cloud_cover.iloc[0] < acquisitions.MAX_CLOUD <= optical.cloud_cover.iloc[1]
+    assert acquisitions.find(region, max_cloud=1.01).used.all()
 
 
 def test_cloud_cover_counts_the_cloud_and_shadow_classes_of_valid_pixels(spoilt):
@@ -51,7 +51,7 @@ def test_cloud_cover_counts_the_cloud_and_shadow_classes_of_valid_pixels(spoilt)
         classes[20, :10] = 3
         classes[20, 10:30] = [8, 9, 10, 10, 5, 6, 7, 11, 2, 4] * 2
         file.write(classes, 1)
-    assert cube.acquisitions(spoilt).cloud_cover.iloc[2] == pytest.approx(
+    assert acquisitions.find(spoilt).cloud_cover.iloc[2] == pytest.approx(
         (10 + 10) / 800
     )  # snow (11) is a bright cloud in summer
 
@@ -59,7 +59,7 @@ def test_cloud_cover_counts_the_cloud_and_shadow_classes_of_valid_pixels(spoilt)
 def test_cube_has_the_promised_groups(built):
     for sensor, dates in (("sar", 4), ("optical", 1)):
         group = cube.open_cube(built, sensor)
-        assert set(group.data_vars) == set(cube.FEATURES[sensor])
+        assert set(group.data_vars) == set(acquisitions.FEATURES[sensor])
         for values in group.values():
             assert values.dtype == "float32"
             assert values.dims == ("time", "y", "x")
@@ -69,7 +69,7 @@ def test_cube_has_the_promised_groups(built):
         assert group.attrs["Conventions"].startswith("CF")
         assert group.attrs["simulated"] == 1
     assert cube.open_cube(built, "sar").attrs["window"] == 5
-    record = cube.read_region(built.parent / "region")
+    record = regions.read_record(built.parent / "region")
     assert group.x[0] == record["bounds"][0] + 5
     assert group.y[0] == record["bounds"][3] - 5
     assert zarr.open(built)["sar/vv_db"].chunks[0] == 4
@@ -86,12 +86,12 @@ def test_features_agree_with_each_other(built):
 def test_blocks_equal_the_whole(region, built, tmp_path):
     """Bit for bit, with blocks that do not divide the image and are hardly wider than the margin."""
     blocks = cube.build(region, tmp_path / "blocks.zarr", chunk=22)
-    for sensor in cube.FEATURES:
+    for sensor in acquisitions.FEATURES:
         xr.testing.assert_equal(cube.open_cube(blocks, sensor).compute(), cube.open_cube(built, sensor).compute())
 
 
 def test_features_are_lazy_on_dask_and_equal(region):
-    files = cube.acquisitions(region).files[0]
+    files = acquisitions.find(region).files[0]
     c2 = cube.c2_from_slc(files, slice(0, 80), slice(0, 80)).expand_dims("time")
     lazy = cube.sar_features(c2.chunk(y=32, x=32))
     assert all(values.chunks for values in lazy.values())
@@ -120,7 +120,7 @@ def test_planted_backscatter_of_a_homogeneous_field_is_recovered(tmp_path):
     record = {"name": "field", "simulated": True, "crs": scene.crs, "bounds": scene.bounds, "pixel_size": 10}
     (tmp_path / "region.json").write_text(json.dumps(record))
     path = cube.build(tmp_path, tmp_path / "cube.zarr", polarimetric_filter=False)
-    sar, optical = (cube.open_cube(path, sensor).compute() for sensor in cube.FEATURES)
+    sar, optical = (cube.open_cube(path, sensor).compute() for sensor in acquisitions.FEATURES)
     vv, vh, *filtered = (
         10 * float(np.log10(power.mean()))
         for power in (sar.vv_amplitude**2, sar.vh_amplitude**2, 10 ** (sar.vv_db / 10), 10 ** (sar.vh_db / 10))
@@ -133,7 +133,7 @@ def test_planted_backscatter_of_a_homogeneous_field_is_recovered(tmp_path):
 
 
 def test_optical_is_masked_where_classified_cloud_or_shadow(region, built):
-    files = cube.acquisitions(region).files[2]
+    files = acquisitions.find(region).files[2]
     with rasterio.open(files["scl"]) as scl, rasterio.open(files["swir1"]) as swir, rasterio.open(files["red"]) as red:
         masked = np.isin(scl.read(1), (3, 8, 9, 10)).repeat(2, 0).repeat(2, 1)
         swir1, red = swir.read(1) / 1e4, red.read(1) / 1e4
@@ -144,9 +144,9 @@ def test_optical_is_masked_where_classified_cloud_or_shadow(region, built):
         np.testing.assert_allclose(optical[name], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "steps"), [(n, 4 * (n != "optical") + ("optical" in n)) for n in cube.SCENARIOS])
+@pytest.mark.parametrize(("name", "steps"), [(n, 4 * (n != "optical") + ("optical" in n)) for n in scenarios.SCENARIOS])
 def test_scenarios(built, name, steps):
-    array = cube.scenario(built, name)
+    array = scenarios.scenario(built, name)
     assert array.dims == ("time", "y", "x", "feature")
     assert array.shape == (steps, 80, 80, 3)
     assert array.chunks is not None
@@ -162,68 +162,68 @@ def test_scenarios(built, name, steps):
 
 
 def test_amplitude_control_ends_with_the_ratio(built):
-    array = cube.scenario(built, "amplitude").compute()
+    array = scenarios.scenario(built, "amplitude").compute()
     np.testing.assert_allclose(array[..., 2], array[..., 1] / array[..., 0], rtol=1e-6)
 
 
 def test_scaler_sees_training_pixels_alone(built):
-    steps = cube.scenario(built, "optical+backscatter").compute()
+    steps = scenarios.scenario(built, "optical+backscatter").compute()
     rng = np.random.default_rng(0)
     rows, columns = rng.integers(0, 40, (2, 50))
-    scaler = cube.fit_scaler(steps, rows, columns)
+    scaler = scenarios.fit_scaler(steps, rows, columns)
     elsewhere = steps.copy(deep=True)
     elsewhere[:, 40:] *= 1000
-    assert cube.fit_scaler(elsewhere, rows, columns) == scaler
+    assert scenarios.fit_scaler(elsewhere, rows, columns) == scaler
     inside = steps.values[:, rows, columns]
     for sensor in ("sar", "optical"):
         values = inside[steps.sensor.values == sensor].reshape(-1, 3)
         expected = MinMaxScaler().fit_transform(values)
-        scaled = cube.scale(steps, scaler).values[:, rows, columns][steps.sensor.values == sensor].reshape(-1, 3)
+        scaled = scenarios.scale(steps, scaler).values[:, rows, columns][steps.sensor.values == sensor].reshape(-1, 3)
         np.testing.assert_allclose(scaled, expected, atol=1e-5)
         assert np.nanmin(scaled, axis=0) == pytest.approx(0)
         assert np.nanmax(scaled, axis=0) == pytest.approx(1)
 
 
 def test_scaling_is_lazy_and_survives_a_round_trip(built):
-    steps = cube.scenario(built, "optical+m-chi")
-    scaler = json.loads(json.dumps(cube.fit_scaler(steps, [1, 2, 3], [4, 5, 6])))  # as a run keeps it
-    scaled = cube.scale(steps, scaler)
+    steps = scenarios.scenario(built, "optical+m-chi")
+    scaler = json.loads(json.dumps(scenarios.fit_scaler(steps, [1, 2, 3], [4, 5, 6])))  # as a run keeps it
+    scaled = scenarios.scale(steps, scaler)
     assert scaled.chunks is not None
     assert scaled.dtype == "float32"
     assert scaled.attrs["sar"] == ["ps", "pd", "pv"]
     with pytest.raises(ValueError, match=r"fitted to \['ps', 'pd', 'pv'\] but sar shows \['vv_db'.*fit it again"):
-        cube.scale(cube.scenario(built, "backscatter"), scaler)
+        scenarios.scale(scenarios.scenario(built, "backscatter"), scaler)
 
 
 def test_a_scaler_without_its_values_is_refused(built):
-    steps = cube.scenario(built, "backscatter")
+    steps = scenarios.scenario(built, "backscatter")
     old = {"sar": {"channels": list(steps.attrs["sar"]), "minimum": [0.0] * 3, "maximum": [1.0] * 3}}
     with pytest.raises(ValueError, match="lacks its values for zero and one: fit it again"):
-        cube.scale(steps, old)
+        scenarios.scale(steps, old)
 
 
 def test_standard_scaling_centres_the_training_pixels(built):
-    steps = cube.scenario(built, "optical+m-chi")
+    steps = scenarios.scenario(built, "optical+m-chi")
     rows, columns = np.mgrid[30:50, 30:50].reshape(2, -1)
-    scaled = cube.scale(steps, cube.fit_scaler(steps, rows, columns, "standard")).values[:, rows, columns]
+    scaled = scenarios.scale(steps, scenarios.fit_scaler(steps, rows, columns, "standard")).values[:, rows, columns]
     for sensor in ("sar", "optical"):
         values = scaled[steps.sensor.values == sensor].reshape(-1, 3)
         np.testing.assert_allclose(np.nanmean(values, axis=0), 0, atol=1e-4)
         np.testing.assert_allclose(np.nanstd(values, axis=0), 1, rtol=1e-4)
     with pytest.raises(ValueError, match="choose 'min-max' or 'standard'"):
-        cube.fit_scaler(steps, rows, columns, "robust")
+        scenarios.fit_scaler(steps, rows, columns, "robust")
 
 
 def test_scaler_needs_valid_pixels(built):
-    steps = cube.scenario(built, "optical") * np.float32(np.nan)
+    steps = scenarios.scenario(built, "optical") * np.float32(np.nan)
     steps.attrs = {"optical": ["red", "narrow_nir", "swir1"]}
     with pytest.raises(ValueError, match="No training pixel has a valid optical value"):
-        cube.fit_scaler(steps, [0], [0])
+        scenarios.fit_scaler(steps, [0], [0])
 
 
 def replace_radar(folder, kind, planes):
     """Put one raster of constant bands in the place of each acquisition's VV and VH."""
-    bounds = cube.read_region(folder)["bounds"]
+    bounds = regions.read_record(folder)["bounds"]
     for path in sorted((folder / "sar").glob("*_VV.tif")):
         with rasterio.open(path) as file:
             shape, crs, tags = (file.height, file.width // 4), file.crs, file.tags()
@@ -243,7 +243,7 @@ def test_covariance_on_disk_makes_the_same_cube(spoilt, tmp_path):
     sar = cube.open_cube(cube.build(spoilt, tmp_path / "cube.zarr"), "sar")
     np.testing.assert_allclose(sar.vv_db, -10, atol=1e-4)
     np.testing.assert_allclose(sar.vh_amplitude, np.sqrt(0.02), rtol=1e-5)
-    assert cube.left_out(tmp_path / "cube.zarr") == {}
+    assert scenarios.left_out(tmp_path / "cube.zarr") == {}
 
 
 def test_features_of_others_are_taken_as_they_are_and_what_lacks_is_left_out(spoilt, tmp_path):
@@ -253,13 +253,13 @@ def test_features_of_others_are_taken_as_they_are_and_what_lacks_is_left_out(spo
     path = cube.build(spoilt, tmp_path / "cube.zarr")
     assert set(cube.open_cube(path, "sar").data_vars) == {"ps", "pd", "pv"}
     assert set(cube.open_cube(path, "optical").data_vars) == {"red", "swir1"}
-    np.testing.assert_allclose(cube.scenario(path, "m-chi").isel(feature=2), 0.3, rtol=1e-6)
-    reasons = cube.left_out(path)
+    np.testing.assert_allclose(scenarios.scenario(path, "m-chi").isel(feature=2), 0.3, rtol=1e-6)
+    reasons = scenarios.left_out(path)
     assert list(reasons) == ["backscatter", "optical+backscatter", "optical+m-chi", "optical", "amplitude"]
     assert reasons["optical"] == "the region has no narrow_nir"
-    assert cube.complete(path).any()
+    assert scenarios.complete(path).any()
     with pytest.raises(ValueError, match=r"cannot give the scenario 'optical', .* no narrow_nir: choose .*'m-chi'"):
-        cube.scenario(path, "optical")
+        scenarios.scenario(path, "optical")
 
 
 @pytest.mark.parametrize(("absent", "kept"), [("sar", "optical"), ("optical", "m-chi")])
@@ -269,14 +269,14 @@ def test_a_region_with_one_sensor(spoilt, tmp_path, absent, kept):
     record |= {"sar_times": {}} if absent == "sar" else {"optical_dates": {}}
     (spoilt / "region.json").write_text(json.dumps(record))
     path = cube.build(spoilt, tmp_path / "cube.zarr")
-    assert cube.open_cube(path).rio.shape == cube.complete(path).shape
-    assert kept in cube.SCENARIOS.keys() - cube.left_out(path).keys()
-    assert cube.left_out(path)["optical+m-chi"] == f"the region has no {absent} acquisitions"
+    assert cube.open_cube(path).rio.shape == scenarios.complete(path).shape
+    assert kept in scenarios.SCENARIOS.keys() - scenarios.left_out(path).keys()
+    assert scenarios.left_out(path)["optical+m-chi"] == f"the region has no {absent} acquisitions"
     with pytest.raises(ValueError, match=f"has no {absent} acquisitions"):
         cube.open_cube(path, absent)
     shutil.rmtree(spoilt / ("sar" if absent == "optical" else "optical"))
     with pytest.raises(ValueError, match="neither radar nor optical"):
-        cube.acquisitions(spoilt)
+        acquisitions.find(spoilt)
 
 
 def test_one_kind_of_radar_product_a_region(spoilt):
@@ -286,7 +286,7 @@ def test_one_kind_of_radar_product_a_region(spoilt):
         path.write_bytes(content)
     next(spoilt.glob("sar/*20170505*C2.tif")).unlink()
     with pytest.raises(ValueError, match="products of two kinds"):
-        cube.acquisitions(spoilt)
+        acquisitions.find(spoilt)
 
 
 def test_a_cube_is_built_anew(region, tmp_path):
@@ -427,11 +427,11 @@ def test_bad_parameters(region, built, tmp_path):
     with pytest.raises(ValueError, match="mine holds something that is no cube: give another path"):
         cube.build(region, tmp_path / "mine")
     with pytest.raises(ValueError, match="Unknown scenario 'radar': choose one of"):
-        cube.scenario(built, "radar")
+        scenarios.scenario(built, "radar")
     with pytest.raises(FileNotFoundError, match="build the cube first"):
-        cube.scenario(tmp_path / "none.zarr", "m-chi")
+        scenarios.scenario(tmp_path / "none.zarr", "m-chi")
 
 
 def test_dates_in_the_cube_are_those_of_the_region(region, built):
-    listed = pd.to_datetime(list(cube.read_region(region)["sar_times"]))
+    listed = pd.to_datetime(list(regions.read_record(region)["sar_times"]))
     assert cube.open_cube(built, "sar").time.to_index().equals(listed.rename("time"))

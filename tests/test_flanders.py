@@ -12,7 +12,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from scipy.ndimage import maximum_filter
 
-from cropnb import cube, data, flanders, parcels, regions, samples
+from cropnb import cube, data, flanders, parcels, regions, samples, scenarios
 
 PLACE, HALF = "A1", 6  # rows and columns of 20 m
 
@@ -93,7 +93,7 @@ NAMES = {1200: "maize", 1110: "wheat"}
 
 def test_a_place_becomes_a_cube_of_one_track_and_clear_dates(files, tmp_path):
     path = built(files, PLACE, tmp_path)
-    steps = cube.scenario(path, "optical+backscatter")
+    steps = scenarios.scenario(path, "optical+backscatter")
     assert dict(steps.sizes) == {"time": 26, "y": 2 * HALF, "x": 2 * HALF, "feature": 3}
     radar = steps[(steps.sensor == "sar").to_numpy()]
     assert radar.sizes["time"] == 23
@@ -145,10 +145,10 @@ def test_bad_input_is_named(files, tmp_path):
 def test_the_real_places_give_patches_of_the_papers_shape(tmp_path):
     files = data.fetch("flanders_patches")
     for place in flanders.locations(files):
-        steps = cube.scenario(built(files, place, tmp_path / place), "optical+backscatter")
+        steps = scenarios.scenario(built(files, place, tmp_path / place), "optical+backscatter")
         row, col = np.mgrid[5:59, 5:59].reshape(2, -1)
         table = pd.DataFrame({"row": row, "col": col, "crop": "any", "set": "test"})
-        scaled = cube.scale(steps, cube.fit_scaler(steps, row, col))
+        scaled = scenarios.scale(steps, scenarios.fit_scaler(steps, row, col))
         dataset = samples.PatchDataset(samples.materialise(scaled), table, ["any"])
         assert dataset[0][0].shape == (128, 26, 11, 11, 3)
         gaps = maximum_filter(np.isnan(steps).any(("time", "feature")).to_numpy(), 11, mode="constant")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cropnb import cube, mapping, models, parcels, plotting, runs
+from cropnb import acquisitions, mapping, models, parcels, plotting, runs, scenarios
 from cropnb.models.dense import DenseNetwork
 
 # Keras reads TensorFlow variables in a way that NumPy 2 warns of.
@@ -32,7 +32,8 @@ def write_cube(path, sensors=("sar", "optical"), dates=DATES):
     for sensor in sensors:
         time = pd.DatetimeIndex(days[sensor])
         values = {
-            n: (("time", "y", "x"), rng.random((len(time), HEIGHT, WIDTH), "float32")) for n in cube.FEATURES[sensor]
+            n: (("time", "y", "x"), rng.random((len(time), HEIGHT, WIDTH), "float32"))
+            for n in acquisitions.FEATURES[sensor]
         }
         if sensor == "sar":
             values["ps"][1][0, *MISSING] = np.nan
@@ -74,7 +75,7 @@ def cube_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scaler(cube_path):
-    return cube.fit_scaler(cube.scenario(cube_path, "optical+m-chi"), range(20), range(20))
+    return scenarios.fit_scaler(scenarios.scenario(cube_path, "optical+m-chi"), range(20), range(20))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def maps(request, cube_path, scaler, tmp_path_factory):
     network, folder = build("conv3dstar"), tmp_path_factory.mktemp("maps")
     for layer in network.layers[-5:]:  # strong dense layers, and each class as likely on the average
         layer.set_weights([3 * w for w in layer.get_weights()])
-    steps = cube.scale(cube.scenario(cube_path, "optical+m-chi"), scaler)[:, 24:, :24].values
+    steps = scenarios.scale(scenarios.scenario(cube_path, "optical+m-chi"), scaler)[:, 24:, :24].values
     predicted = DenseNetwork(network)(steps[None])[0] if request.param else patchwise(network, steps)
     kernel, bias = network.get_layer("crop").get_weights()
     network.get_layer("crop").set_weights([kernel, bias - np.log(np.mean(predicted, axis=(0, 1)))])
@@ -225,7 +226,7 @@ def test_classes_where_the_patch_is_whole_and_nowhere_else(maps):
 
 def test_patch_by_patch_is_what_the_network_says_of_each_patch(quick, cube_path, scaler, tmp_path):
     path = mapping.write(quick, cube_path, tmp_path / "map", dense=False, tile=30)
-    steps = cube.scale(cube.scenario(cube_path, "optical+m-chi"), scaler).values
+    steps = scenarios.scale(scenarios.scenario(cube_path, "optical+m-chi"), scaler).values
     expected, half, valid = patchwise(runs.load_model(quick), steps), PATCH // 2, whole_patches()
     probability = np.moveaxis(bands(path / "probability.tif"), 0, -1)[valid] / mapping.LEVELS
     np.testing.assert_allclose(probability, expected[valid[half:-half, half:-half]], atol=0.51 / mapping.LEVELS)
@@ -234,7 +235,7 @@ def test_patch_by_patch_is_what_the_network_says_of_each_patch(quick, cube_path,
 def test_files_are_georeferenced_coloured_and_named(maps, cube_path, tmp_path):
     path = maps[1]
     assert sorted(file.name for file in path.iterdir()) == sorted(mapping.FILES)
-    steps = cube.scenario(cube_path, "optical+m-chi")
+    steps = scenarios.scenario(cube_path, "optical+m-chi")
     with rioxarray.open_rasterio(path / "crop.tif", masked=True) as crop:
         assert crop.rio.crs == steps.rio.crs
         for axis in ("y", "x"):

@@ -11,7 +11,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.warp import transform_bounds
 from shapely.geometry import box
 
-from cropnb import cube, data, regions, twin
+from cropnb import cube, data, regions, scenarios, twin
 from cropnb.sentinel import __main__ as commands
 
 MEASURED = {
@@ -46,7 +46,7 @@ def test_the_twin_of_the_file_is_the_one_its_functions_write(tmp_path):
     small = {"tracks": {"A": ("2017-05-05T21:42", 1)}, "cloud_cover": {"2017-06-10": 0.02}}
     one = regions.prepare(region.model_copy(update=small), tmp_path / "one", size=800, block_size=400, seed=1)
     other = twin.write(tmp_path / "other", size=800, block_size=400, seed=1, **small)
-    assert cube.read_region(one) | {"cloud": 0} == cube.read_region(other) | {"cloud": 0}
+    assert regions.read_record(one) | {"cloud": 0} == regions.read_record(other) | {"cloud": 0}
     for path in sorted(other.rglob("*.tif")):
         assert path.read_bytes() == (one / path.relative_to(other)).read_bytes()
 
@@ -127,11 +127,11 @@ def test_points_make_no_region_folder(tmp_path):
 def test_a_real_place_becomes_a_cube_without_m_chi(tmp_path):
     region = regions.read("params/regions/flanders_2019.yaml")
     folder = regions.prepare(region, tmp_path / "region")
-    record = cube.read_region(folder)
+    record = regions.read_record(folder)
     assert list(record["crop_shares"]) == list(region.labels)
     assert sum(record["crop_shares"].values()) == pytest.approx(1, abs=1e-3)
     path = cube.build(folder, tmp_path / "cube.zarr")
-    assert set(cube.left_out(path)) == {"m-chi", "optical+m-chi", "amplitude"}
+    assert set(scenarios.left_out(path)) == {"m-chi", "optical+m-chi", "amplitude"}
     with rasterio.open(folder / "cropland.tif") as file:
         assert 0 < np.mean(file.read(1) == 1) < 1
 
@@ -161,10 +161,10 @@ def test_a_real_product_and_a_label_file_become_a_region(tmp_path):
     }
     region = regions.read(written(tmp_path, **changes))
     folder = regions.prepare(region, tmp_path / "region")
-    assert cube.read_region(folder)["crop_shares"] == pytest.approx({"maize": 0.5, "wheat": 0.5}, abs=0.01)
+    assert regions.read_record(folder)["crop_shares"] == pytest.approx({"maize": 0.5, "wheat": 0.5}, abs=0.01)
     path = cube.build(folder, tmp_path / "cube.zarr")
-    assert [name for name in cube.SCENARIOS if name not in cube.left_out(path)] == ["optical"]
-    found = cube.scenario(path, "optical")
+    assert [name for name in scenarios.SCENARIOS if name not in scenarios.left_out(path)] == ["optical"]
+    found = scenarios.scenario(path, "optical")
     assert found.sizes["time"] == 1
     assert 0 <= float(found.min()) < float(found.max()) < 2
     away = labels.assign(geometry=labels.translate(3_000_000))

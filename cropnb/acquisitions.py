@@ -1,0 +1,178 @@
+"""The acquisitions of a region folder: their files, what each gives, and their checks before anything is computed.
+
+A region folder holds radar acquisitions (single-look complex VV and VH, or their covariance, or features made
+elsewhere), optical bands with their scene classification, and region.json. A sensor, or an optical band, may be
+absent.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+
+from cropnb import polarimetry, regions
+
+MAX_CLOUD = 0.08  # mean cloud cover of a used optical acquisition (paper section 3.1)
+# Of Sen2Cor: shadow, medium and high probability of cloud, thin cirrus, and snow, which is what it takes a thick
+# bright cloud for in summer.
+CLOUD_CLASSES = (3, 8, 9, 10, 11)
+MASKED_CLASSES = (0, 1, *CLOUD_CLASSES)  # and nodata, saturated
+BANDS = {"red": "B04_10m", "narrow_nir": "B8A_20m", "swir1": "B11_20m", "scl": "SCL_20m"}
+# x and y of each raster, metres
+SPACING = {"vv": (2.5, 10), "vh": (2.5, 10)} | dict.fromkeys(("c2", "features", "red"), (10, 10))
+SPACING |= dict.fromkeys(("narrow_nir", "swir1", "scl"), (20, 20))
+_SIGMA0 = "surface_backwards_scattering_coefficient_of_radar_wave"
+FEATURES = {
+    "sar": {
+        "vv_db": {"long_name": "backscatter VV", "standard_name": _SIGMA0, "units": "dB"},
+        "vh_db": {"long_name": "backscatter VH", "standard_name": _SIGMA0, "units": "dB"},
+        "cross_ratio_db": {"long_name": "cross ratio VH - VV", "units": "dB"},
+        "ps": {"long_name": "m-chi single bounce, amplitude", "units": "1"},
+        "pd": {"long_name": "m-chi double bounce, amplitude", "units": "1"},
+        "pv": {"long_name": "m-chi volume scattering, amplitude", "units": "1"},
+        "vv_amplitude": {"long_name": "amplitude VV, after the m-chi window", "units": "1"},
+        "vh_amplitude": {"long_name": "amplitude VH, after the m-chi window", "units": "1"},
+    },
+    "optical": {
+        name: {"long_name": long_name, "standard_name": "surface_bidirectional_reflectance", "units": "1"}
+        for name, long_name in {"red": "red, B4", "narrow_nir": "narrow NIR, B8A", "swir1": "SWIR1, B11"}.items()
+    },
+}
+
+
+def find(region_folder: str | Path, max_cloud: float | None = None) -> pd.DataFrame:
+    """Every acquisition of a region in date order, checked before anything is computed.
+
+    Returns columns `time`, `sensor` ("sar", "optical"), `track`, `cloud_cover` (fraction of the valid pixels in
+    cloud or shadow; NaN for SAR), `used` (optical below `max_cloud`, all SAR) and `files` (a dict of paths).
+    max_cloud: None takes the region's, and where it has none the paper's (`MAX_CLOUD`).
+
+    Raises
+    ------
+    FileNotFoundError
+        For a missing region.json, polarisation or listed date, and for a band that only some dates have.
+    ValueError
+        For another polarisation, radar of several kinds, repeated dates, different grids, no nodata value, an
+        acquisition without data, a region without any.
+    """
+    folder = Path(region_folder)
+    record = regions.read_record(folder)
+    rows = _radar(folder / "sar") + _optical(folder / "optical")
+    columns = ["time", "sensor", "track", "cloud_cover", "files"]
+    table = pd.DataFrame(rows, columns=columns).sort_values("time", ignore_index=True)
+    if table.empty:
+        raise ValueError(f"{folder} has neither radar nor optical acquisitions: fetch some first.")
+    _check_dates(table, record, folder)
+    for files in table.files:
+        for band, path in files.items():
+            _check_raster(path, SPACING[band], record)
+    table["cloud_cover"] = [_cloud_cover(f["scl"]) if "scl" in f else np.nan for f in table.files]
+    max_cloud = record.get("max_cloud", MAX_CLOUD) if max_cloud is None else max_cloud
+    table["used"] = ~(table.cloud_cover >= max_cloud)
+    return table
+
+
+def features(files: Mapping[str, Path]) -> list[str]:
+    """The features that an acquisition's files give."""
+    if "features" in files:
+        with rasterio.open(files["features"]) as file:
+            return [name for name in FEATURES["sar"] if name in file.descriptions]
+    return [name for name in FEATURES["optical"] if name in files] or list(FEATURES["sar"])
+
+
+def _radar(folder: Path) -> list[tuple]:
+    """Files S1_YYYYMMDDTHHMM_{VV,VH}.tif, _C2.tif or _FEATURES.tif as (time, sensor, track, cloud cover, files)."""
+    found: dict[tuple, dict[str, Path]] = {}
+    for path in sorted(folder.glob("*.tif"), reverse=True):  # VV before VH
+        name = re.fullmatch(r"S1_(\d{8}T\d{4})_([A-Z0-9]+)", path.stem)
+        if not name:
+            raise ValueError(f"{path} is not named S1_YYYYMMDDTHHMM_VV.tif or _VH.tif: rename or remove it.")
+        with rasterio.open(path) as file:
+            tags, dtype, bands = file.tags(), file.dtypes[0], file.descriptions
+        if name[2] in ("C2", "FEATURES"):
+            known = polarimetry.C2 if name[2] == "C2" else list(FEATURES["sar"])
+            if not set(bands) & set(known) or (name[2] == "C2" and set(bands) != set(known)):
+                raise ValueError(f"{path} has bands {list(bands)}: describe them as {list(known)}.")
+        else:
+            _check_slc(path, tags, dtype, name[2])
+        found.setdefault((name[1], tags.get("orbit_track", "")), {})[name[2].lower()] = path
+    for (time, _), files in found.items():
+        for missing in ({"vv", "vh"} - set(files)) if {"vv", "vh"} & set(files) else ():
+            path = folder / f"S1_{time}_{missing.upper()}.tif"
+            raise FileNotFoundError(f"{path} is missing: add it or remove the acquisition's other polarisation.")
+    if len(kinds := {(*sorted(files), *features(files)): files for files in found.values()}) > 1:
+        one, other = (next(iter(files.values())) for files in list(kinds.values())[:2])
+        raise ValueError(f"{one} and {other} are products of two kinds: bring all radar of a region the same way.")
+    return [(pd.Timestamp(time), "sar", track, np.nan, files) for (time, track), files in found.items()]
+
+
+def _check_slc(path: Path, tags: Mapping, dtype: str, polarisation: str) -> None:
+    stated = tags.get("polarisation", polarisation)
+    if stated not in ("VV", "VH") or stated != polarisation:
+        raise ValueError(f"{path} holds polarisation {stated}: give the product's VV and VH, each in its file.")
+    if not dtype.startswith("complex"):
+        raise ValueError(f"{path} is {dtype}, detected data: give the single-look complex (SLC) product.")
+    if "calibration" not in tags:
+        raise ValueError(f"{path} has no tag `calibration`: store K of sigma0 amplitude = number / K there.")
+
+
+def _optical(folder: Path) -> list[tuple]:
+    """Folders S2_YYYYMMDD of bands as (time, sensor, track, cloud cover, files)."""
+    scenes = sorted(folder.glob("*/"))
+    held = {scene: {band for band, stem in BANDS.items() if (scene / f"{stem}.tif").is_file()} for scene in scenes}
+    rows = []
+    for scene in scenes:
+        name = re.fullmatch(r"S2_(\d{8})(_\w+)?", scene.name)
+        if not name:
+            raise ValueError(f"{scene} is not named S2_YYYYMMDD: rename or remove it.")
+        for band in sorted(set().union(*held.values(), {"scl"}) - held[scene]):
+            raise FileNotFoundError(f"{scene / BANDS[band]}.tif is missing: fetch the band or remove {scene.name}.")
+        if held[scene] == {"scl"}:
+            raise FileNotFoundError(f"{scene} holds no band but its classification: fetch {BANDS['red']}.tif.")
+        files = {band: scene / f"{stem}.tif" for band, stem in BANDS.items() if band in held[scene]}
+        rows.append((pd.Timestamp(name[1]), "optical", "", np.nan, files))
+    return rows
+
+
+def _cloud_cover(path: Path) -> float:
+    counts = np.zeros(256, dtype=int)
+    with rasterio.open(path) as file:
+        for _, window in file.block_windows(1):
+            counts += np.bincount(file.read(1, window=window).ravel(), minlength=256)
+    return float(counts[list(CLOUD_CLASSES)].sum() / counts[1:].sum())
+
+
+def _check_dates(table: pd.DataFrame, record: Mapping, folder: Path) -> None:
+    """No day twice on one track, and every acquisition that region.json lists."""
+    days = pd.DataFrame({"day": table.time.dt.date, "sensor": table.sensor, "track": table.track})
+    for files in table.files[days.duplicated()]:
+        path = next(iter(files.values()))
+        raise ValueError(f"{path} repeats a date of its track: mosaic a day's acquisitions or remove one.")
+    for sensor, listed in (("sar", "sar_times"), ("optical", "optical_dates")):
+        found = set(table.time[table.sensor == sensor])
+        for time in sorted(set(pd.to_datetime(list(record.get(listed, ())))) - found):
+            raise FileNotFoundError(
+                f"{folder / sensor} lacks the acquisition of {time:%Y-%m-%d} that region.json lists: "
+                "fetch it or take it off the list."
+            )
+
+
+def _check_raster(path: Path, spacing: tuple[float, float], record: Mapping) -> None:
+    """The region's CRS, bounds and pixel spacing, so that pixels of 2.5, 10 and 20 m nest; data in it."""
+    with rasterio.open(path) as file:
+        found, wanted = (*file.bounds, *file.res), (*record["bounds"], *spacing)
+        if file.crs != record["crs"] or not np.allclose(found, wanted, rtol=0, atol=0.01):
+            raise ValueError(
+                f"{path} has bounds and spacing {found} m in {file.crs}, its region {wanted} in {record['crs']}: "
+                "resample it to the region's grid."
+            )
+        if file.nodata is None:
+            raise ValueError(f"{path} states no nodata value: set it, for example gdal_edit.py -a_nodata 0.")
+        # A coarse look is enough unless it finds nothing.
+        look = file.read_masks(1, out_shape=(min(64, file.height), min(64, file.width)))
+        windows = (window for _, window in file.block_windows(1))
+        if not look.any() and not any(file.read_masks(1, window=w).any() for w in windows):
+            raise ValueError(f"{path} has no valid pixel: remove this acquisition, it misses the region.")
