@@ -1,32 +1,26 @@
 """A region: where and when, which sensors and which labels; one YAML file each, `params/regions/*.yaml`.
 
-`read` checks a file, `prepare` makes the region folder that `cropnb.cube` reads: simulated, from Sentinel products,
-or from the patches of Flanders.
+`read` checks such a file. `cropnb.preparation` makes the region's folder, whose region.json is read and written here.
 """
-
-from __future__ import annotations
 
 import difflib
 import json
-import logging
-import shutil
-from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+import geopandas as gpd
+import numpy as np
 import yaml
+from odc.geo.geobox import GeoBox
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pyproj import CRS
 from pyproj.exceptions import CRSError
+from shapely.geometry import box
 
 from cropnb import files
 
-if TYPE_CHECKING:  # the workflow reads region files often; what only `prepare` needs takes seconds to import
-    import geopandas as gpd
-    from odc.geo.geobox import GeoBox
-
-log = logging.getLogger(__name__)
+RECORD = "region.json"
 
 
 class _Entry(BaseModel):
@@ -142,11 +136,6 @@ class Measured(_Region):
 
     def grid(self) -> GeoBox:
         """The region's 10 m grid: its bounds in its CRS, widened to whole 20 m pixels."""
-        import geopandas as gpd
-        import numpy as np
-        from odc.geo.geobox import GeoBox
-        from shapely.geometry import box
-
         if self.outline:
             frame = gpd.read_file(self.outline)
             if frame.crs is None:
@@ -213,145 +202,16 @@ def read(path: str | Path) -> Region:
 
 
 def read_record(folder: str | Path) -> dict:
-    """The record of a region folder, its region.json: how it was made, its grid and classes.
-
-    Raises FileNotFoundError where there is none.
-    """
-    path = Path(folder) / "region.json"
+    """What is recorded of the region in `folder`, its region.json; FileNotFoundError where it is not whole."""
+    path = Path(folder) / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write the region first, an unfinished one has no such file.")
     return json.loads(path.read_text("utf-8"))
 
 
-def write_record(folder: str | Path, record: Mapping) -> None:
-    """Write the record of a region folder, its region.json."""
-    files.write_json(Path(folder) / "region.json", record)
-
-
-def prepare(
-    region: Region, folder: str | Path, *, size: float = 8000, block_size: float = 1000, seed: int = 2017
-) -> Path:
-    """Make the region folder: acquisitions, parcels.parquet, cropland.tif and region.json.
-
-    size (m), block_size (m, of the later split) and seed are those of a simulated region; others have their own.
-    Raises ValueError for a region without rasters, and what the makers of each kind raise.
-    """
-    from . import twin
-
-    folder = Path(folder)
-    match region:
-        case Simulated():
-            options = region.model_dump(exclude={"source", "block_size", "features", "sites"})
-            return twin.write(folder, **options, size=size, block_size=block_size, seed=seed)
-        case Patches():
-            partial = _fresh(folder)
-            record = _from_patches(region, partial)
-        case Measured():
-            partial = _fresh(folder)
-            record = _from_products(region, partial)
-        case Points():
-            raise ValueError(f"{region.name} has points and no rasters: no region folder can be made of it.")
-    record = {
-        "name": region.name,
-        "simulated": False,
-        "pixel_size": 10.0,
-        "block_size": region.block_size,
-        "sites": region.sites,
-    } | record
-    write_record(partial, record)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder
-
-
-def _fresh(folder: Path) -> Path:
-    """A folder beside, to be renamed when whole."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _from_patches(region: Patches, folder: Path) -> dict:
-    """Write a place of Flanders and its declared parcels; what region.json records."""
-    import pandas as pd
-
-    from . import data, flanders
-
-    patches, class_of = data.fetch("flanders_patches"), {}
-    for name, crops in region.labels.items():
-        class_of |= dict.fromkeys(crops, name)
-    grid = flanders.write_acquisitions(patches, region.location, folder)
-    legend = pd.read_csv(data.fetch("canada_2017_points")["wc2eurocrops_map.csv"])
-    names = dict(zip(legend["croptype"], legend["name"], strict=True))
-    fields = flanders.declarations(patches, region.location, names)
-    fields["crop"] = fields["crop"].map(class_of)
-    fields = fields.dropna(subset="crop")
-    fields.to_parquet(folder / "parcels.parquet", index=False)
-    write_cropland("", fields, grid, folder / "cropland.tif")
-    return describe(fields, list(region.labels), grid) | {"max_cloud": 1.01}  # the clearest, however cloudy
-
-
-def _from_products(region: Measured, folder: Path) -> dict:
-    """Bring a region's SAFE products, labels and cropland onto its grid; what region.json records."""
-    from . import parcels
-    from .sentinel import optical, slc  # the extra `sentinel`
-
-    grid, source = region.grid(), region.folder()
-    found = sorted(source.glob("*.SAFE"))
-    radar = [path for path in found if region.sentinel1 and path.name.startswith("S1")]
-    scenes = [path for path in found if region.sentinel2 and path.name.startswith("S2")]
-    if not found:
-        raise FileNotFoundError(f"{source} holds no product (*.SAFE): python -m cropnb.sentinel fetch brings them.")
-    dem = Path(region.dem or source / "dem.tif")
-    if radar and not dem.is_file():
-        raise FileNotFoundError(f"The elevation raster {dem} of {region.name} is missing: the key dem names another.")
-    for product in radar:
-        slc.write(product, dem, grid, folder, undulation=region.undulation)
-    for product in scenes:
-        optical.write(product, grid, folder)
-    fields, _ = parcels.read(
-        region.labels.file,
-        crs=region.crs,
-        crop_column=region.labels.crop_column,
-        id_column=region.labels.id_column,
-        mapping=region.labels.mapping,
-        classes=region.labels.classes,
-    )
-    fields = parcels.within(fields, grid)
-    fields.to_parquet(folder / "parcels.parquet", index=False)
-    write_cropland(region.cropland, fields, grid, folder / "cropland.tif")
-    max_cloud = region.sentinel2.max_cloud if region.sentinel2 else 1.0
-    return describe(fields, region.labels.classes, grid) | {"max_cloud": max_cloud}
-
-
-def describe(fields: gpd.GeoDataFrame, classes, grid: GeoBox) -> dict:
-    """What region.json records of labels and grid: CRS, bounds, and the share of each crop in the parcels' area."""
-    area = fields.area.groupby(fields["crop"]).sum().reindex(list(classes)).fillna(0)
-    shares = (area / area.sum()).round(4).to_dict()
-    return {"crs": str(grid.crs), "bounds": list(grid.boundingbox.bbox), "crop_shares": shares}
-
-
-def write_cropland(mask: str | Path, fields: gpd.GeoDataFrame, grid: GeoBox, path: Path) -> None:
-    """Write the cropland mask (uint8, 1 cropland, 255 unknown) on the grid; the parcels' where `mask` is empty."""
-    import numpy as np
-    import rasterio
-    import rasterio.warp
-
-    from . import parcels
-
-    values = np.zeros(grid.shape, "uint8")
-    if mask:
-        with rasterio.open(mask) as file:
-            band = rasterio.band(file, 1)
-            rasterio.warp.reproject(band, values, dst_transform=grid.affine, dst_crs=str(grid.crs), dst_nodata=0)
-        values = (values > 0).astype("uint8")
-    else:
-        values = (parcels.rasterise(fields, grid, sorted(set(fields["crop"])))["parcel"].values > 0).astype("uint8")
-    options = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": 255, "crs": str(grid.crs)}
-    options |= {"height": grid.shape[0], "width": grid.shape[1], "transform": grid.affine, "tiled": True}
-    with rasterio.open(path, "w", **options) as file:
-        file.write(values, 1)
+def write_record(folder: str | Path, record: dict) -> None:
+    """Write what is recorded of the region in `folder`: the last of its files."""
+    files.write_json(Path(folder) / RECORD, record)
 
 
 def _projected(text: str) -> CRS:

@@ -5,9 +5,7 @@ and the sizes, shares and numbers of dates that the paper reports (Liu et al. 20
 are a real region's: single-look complex VV and VH, Level-2A-like optical scenes, parcels, a cropland mask.
 """
 
-import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +20,7 @@ from rasterio.warp import transform
 from scipy.ndimage import gaussian_filter
 from shapely.geometry import Polygon, box
 
+from cropnb import files, regions
 from cropnb import profiles as crop_profiles
 
 log = logging.getLogger(__name__)
@@ -122,19 +121,10 @@ def write(
     months, signal, shift, rho = _seasons(objects, profiles, signal_rng)
     scene = Scene(ids, texture, months, signal, shift + sowing_delay, rho, bounds, crs, seed)
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     parcels = objects.loc[surveyed, ["crop", "geometry"]].set_crs(crs)
     parcels.insert(0, "parcel_id", np.arange(1, len(parcels) + 1, dtype="int64"))
-    parcels.to_parquet(partial / "parcels.parquet", index=False)
     fields = _coarsen(np.r_[False, objects.cover == "field"][ids], FINE) >= 0.5
-    _geotiff(partial / "cropland.tif", fields.astype("uint8"), scene, nodata=255)
     radar_times = acquisition_times(tracks)
-    for time, track in radar_times:
-        _write_radar(partial / "sar", time, track, scene)
-    for date, cover in cloud_cover.items():
-        _write_optical(partial / "optical", date, cover, scene)
     record = {
         "name": name,
         "simulated": True,
@@ -149,9 +139,15 @@ def write(
         "sowing_delay": sowing_delay,
         "vv_vh_correlation": CORRELATION,
     }
-    (partial / "region.json").write_text(json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with files.whole(folder) as part:
+        part.mkdir()
+        parcels.to_parquet(part / "parcels.parquet", index=False)
+        _geotiff(part / "cropland.tif", fields.astype("uint8"), scene, nodata=255)
+        for time, track in radar_times:
+            _write_radar(part / "sar", time, track, scene)
+        for date, cover in cloud_cover.items():
+            _write_optical(part / "optical", date, cover, scene)
+        regions.write_record(part, record)
     log.info("twin of %d parcels and %d acquisitions in %s", len(parcels), len(radar_times), folder)
     return folder
 
@@ -433,6 +429,5 @@ def _may_replace(folder: Path) -> None:
     """Refuse to write over anything but an earlier twin."""
     if not folder.exists() or not any(folder.iterdir()):
         return
-    record = folder / "region.json"
-    if not record.exists() or not json.loads(record.read_text()).get("simulated"):
+    if not (folder / regions.RECORD).exists() or not regions.read_record(folder).get("simulated"):
         raise ValueError(f"{folder} holds files that no twin wrote; give an empty folder or remove them.")

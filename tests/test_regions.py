@@ -11,7 +11,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.warp import transform_bounds
 from shapely.geometry import box
 
-from cropnb import cube, data, regions, scenarios, twin
+from cropnb import cube, data, preparation, regions, scenarios, twin
 from cropnb.sentinel import __main__ as commands
 
 MEASURED = {
@@ -44,7 +44,7 @@ def test_the_shipped_regions_are_valid():
 def test_the_twin_of_the_file_is_the_one_its_functions_write(tmp_path):
     region = regions.read("params/regions/beian_twin.yaml")
     small = {"tracks": {"A": ("2017-05-05T21:42", 1)}, "cloud_cover": {"2017-06-10": 0.02}}
-    one = regions.prepare(region.model_copy(update=small), tmp_path / "one", size=800, block_size=400, seed=1)
+    one = preparation.prepare(region.model_copy(update=small), tmp_path / "one", size=800, block_size=400, seed=1)
     other = twin.write(tmp_path / "other", size=800, block_size=400, seed=1, **small)
     assert regions.read_record(one) | {"cloud": 0} == regions.read_record(other) | {"cloud": 0}
     for path in sorted(other.rglob("*.tif")):
@@ -111,22 +111,22 @@ def test_scenarios_and_chapters_left_out(tmp_path):
 def test_products_and_elevation_are_asked_for(tmp_path):
     region = regions.read(written(tmp_path, products=str(tmp_path)))
     with pytest.raises(FileNotFoundError, match=r"holds no product .*fetch brings them"):
-        regions.prepare(region, tmp_path / "region")
+        preparation.prepare(region, tmp_path / "region")
     (tmp_path / "S1A_IW_SLC__1SDV_x.SAFE").mkdir()
     with pytest.raises(FileNotFoundError, match=r"elevation raster .*dem.tif of mine is missing"):
-        regions.prepare(region, tmp_path / "region")
+        preparation.prepare(region, tmp_path / "region")
     assert not (tmp_path / "region").exists()
 
 
 def test_points_make_no_region_folder(tmp_path):
     with pytest.raises(ValueError, match="has points and no rasters"):
-        regions.prepare(regions.read("params/regions/canada_2017.yaml"), tmp_path / "region")
+        preparation.prepare(regions.read("params/regions/canada_2017.yaml"), tmp_path / "region")
 
 
 @pytest.mark.skipif("CROPNB_DATA" not in os.environ, reason="needs the real patches: set CROPNB_DATA")
 def test_a_real_place_becomes_a_cube_without_m_chi(tmp_path):
     region = regions.read("params/regions/flanders_2019.yaml")
-    folder = regions.prepare(region, tmp_path / "region")
+    folder = preparation.prepare(region, tmp_path / "region")
     record = regions.read_record(folder)
     assert list(record["crop_shares"]) == list(region.labels)
     assert sum(record["crop_shares"].values()) == pytest.approx(1, abs=1e-3)
@@ -160,7 +160,7 @@ def test_a_real_product_and_a_label_file_become_a_region(tmp_path):
         },
     }
     region = regions.read(written(tmp_path, **changes))
-    folder = regions.prepare(region, tmp_path / "region")
+    folder = preparation.prepare(region, tmp_path / "region")
     assert regions.read_record(folder)["crop_shares"] == pytest.approx({"maize": 0.5, "wheat": 0.5}, abs=0.01)
     path = cube.build(folder, tmp_path / "cube.zarr")
     assert [name for name in scenarios.SCENARIOS if name not in scenarios.left_out(path)] == ["optical"]
@@ -170,7 +170,7 @@ def test_a_real_product_and_a_label_file_become_a_region(tmp_path):
     away = labels.assign(geometry=labels.translate(3_000_000))
     away.to_file(tmp_path / "labels.gpkg")
     with pytest.raises(ValueError, match="no parcel lies on the raster"):
-        regions.prepare(region, tmp_path / "other")
+        preparation.prepare(region, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
