@@ -3,20 +3,25 @@
 Every drawing function takes and returns a matplotlib ``ax``; `show` is the only door to interactive figures.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import cycle
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito's colours, told apart by colour-blind readers; one per crop, everywhere.
 PALETTE = {"maize": "#E69F00", "soybean": "#009E73", "wheat": "#CC79A7", "other": "#7A7A7A"}
 _SPARE = ("#56B4E9", "#D55E00", "#0072B2", "#F0E442", "#44AA99", "#882255", "#332288", "#999933")
 _NETWORKS = ("#56B4E9", "#D55E00", "#0072B2", "#882255", "#44AA99", "#332288", "#999933")
+LOADER = "cropnb-bokehjs"  # class of the script that loads BokehJS
 SETS = {"train": "#0072B2", "validation": "#E69F00", "test": "#D55E00"}
 
 
@@ -49,7 +54,17 @@ def style() -> None:
     plt.rcParams["axes.prop_cycle"] = plt.cycler(color=[*PALETTE.values(), *_SPARE])
 
 
-def confusion(matrix: pd.DataFrame, ax=None):
+def kilometres(ax: Axes) -> Axes:
+    """Make a map of metres read in kilometres: ticks, labels of both axes, equal scales and no grid."""
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda metres, _: f"{metres / 1000:.10g}"))
+    ax.set(xlabel="easting (km)", ylabel="northing (km)", aspect="equal")
+    ax.grid(visible=False)
+    return ax
+
+
+def confusion(matrix: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Heat map of a confusion matrix, rows normalised, counts written in the cells.
 
     Parameters
@@ -84,10 +99,10 @@ def confusion(matrix: pd.DataFrame, ax=None):
 _KINDS = {"STAR": "#009E73", "Conv": "#56B4E9", "Dense": "#E69F00", "Pool": "#CC79A7"}
 
 
-def heat_map(fractions: pd.DataFrame, states: pd.DataFrame, ax, low: float, high: float):
+def heat_map(fractions: pd.DataFrame, states: pd.DataFrame, ax: Axes, low: float, high: float) -> Axes:
     """Fractions as a heat map in per cent between `low` and `high` (per cent); `states` says why one is absent."""
-    options = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5}
-    sns.heatmap(100 * fractions, annot=True, fmt=".1f", ax=ax, annot_kws={"size": "small"}, **options)
+    options = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5, "fmt": ".1f"}
+    sns.heatmap(100 * fractions, annot=True, ax=ax, annot_kws={"size": "small"}, **options)
     for (y, x), text in np.ndenumerate(states.to_numpy()):
         if text:
             text = text.replace("not in this build", "–")
@@ -98,7 +113,7 @@ def heat_map(fractions: pd.DataFrame, states: pd.DataFrame, ax, low: float, high
     return ax
 
 
-def network(layers: pd.DataFrame, ax=None):
+def network(layers: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """A network as a column of bars from input to output, one a layer, as long as its output has numbers (log).
 
     Parameters
@@ -122,7 +137,7 @@ def network(layers: pd.DataFrame, ax=None):
     return ax
 
 
-def history(epochs: pd.DataFrame, axes):
+def history(epochs: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
     """Training and validation loss and accuracy by epoch, on two axes; the best validation is marked.
 
     Parameters
@@ -130,17 +145,19 @@ def history(epochs: pd.DataFrame, axes):
     epochs
         History of ``cropnb.training.train``.
     """
-    best = epochs["val_accuracy"].idxmax()
+    best = epochs.index[int(epochs["val_accuracy"].argmax())]
     for ax, name in zip(axes, ("loss", "accuracy"), strict=True):
         ax.plot(epochs.index, epochs[name], ".-", color=SETS["train"], label="training")
-        ax.plot(epochs.index, epochs[f"val_{name}"], ".-", color=SETS["test"], label="validation")
+        ax.plot(epochs.index, epochs[f"val_{name}"], ".-", color=SETS["validation"], label="validation")
         ax.axvline(best, color="grey", linestyle=":", label="kept")
         ax.set(xlabel="epoch", ylabel=name)
     axes[0].legend()
     return axes
 
 
-def intervals(frame: pd.DataFrame, ax=None, color="#0072B2", offset=0.0, label=None):
+def intervals(
+    frame: pd.DataFrame, ax: Axes | None = None, color: str = "#0072B2", offset: float = 0.0, label: str | None = None
+) -> Axes:
     """Estimates as dots with their intervals as bars, one row of `frame` a line.
 
     Parameters
@@ -162,7 +179,7 @@ def intervals(frame: pd.DataFrame, ax=None, color="#0072B2", offset=0.0, label=N
 
 
 class Interactive:
-    """An interactive figure as one self-contained piece of HTML; see `show`."""
+    """An interactive figure as one piece of HTML that needs nothing else; see `show`."""
 
     def __init__(self, html: str):
         self.html = html
@@ -171,11 +188,23 @@ class Interactive:
         return self.html
 
 
-def show(figure, alt: str) -> Interactive:
-    """Show an hvPlot (HoloViews) or Bokeh figure in a live notebook and, with no network, in a static page.
+def accessors() -> None:
+    """Give pandas, geopandas and xarray objects their ``.hvplot``.
 
-    The page carries only the figure's own data. BokehJS comes once: from the book's static files when pages are
-    rendered (``CROPNB_STATIC=1``), from the installed package in a live notebook.
+    As ``import hvplot.pandas, hvplot.xarray``, less the scripts from the net which that import puts out.
+    """
+    from IPython.utils.capture import capture_output
+
+    with capture_output():
+        import hvplot.pandas
+        import hvplot.xarray  # noqa: F401
+
+
+def show(figure: Any, alt: str) -> Interactive:
+    """Show an hvPlot (HoloViews) or Bokeh figure wherever its notebook is opened, with a kernel or without, offline.
+
+    The figure shrinks with its column. It carries BokehJS (1.3 MB), since JupyterLab, VS Code and nbconvert have
+    none; the book's pages take that script out (its class is `LOADER`) and share one file.
 
     Parameters
     ----------
@@ -184,34 +213,27 @@ def show(figure, alt: str) -> Interactive:
     alt
         What the figure shows, for readers who cannot see it.
     """
+    import bokeh
     from bokeh.embed import components
     from bokeh.model import Model
+    from bokeh.models import Plot
 
     if not isinstance(figure, Model):
+        accessors()  # HoloViews draws with the backend that hvPlot loads
         import holoviews as hv
 
-        if "bokeh" not in hv.Store.loaded_backends():
-            hv.extension("bokeh", logo=False)
         figure = hv.render(figure, backend="bokeh")
-    if not os.environ.get("CROPNB_STATIC"):
-        _load_bokeh()
+    for plot in figure.select({"type": Plot}):
+        plot.update(sizing_mode="scale_width", max_width=plot.width)
     script, div = components(figure)
+    library = (Path(bokeh.__file__).parent / "server/static/js/bokeh.min.js").read_text(encoding="utf-8")
     return Interactive(
-        f'<figure class="cropnb-interactive" role="group" aria-label="{escape(alt, quote=True)}">{div}</figure>{script}'
+        f'<figure class="cropnb-interactive" role="group" aria-label="{escape(alt, quote=True)}">{div}</figure>'
+        f'<script class="{LOADER}">if (!window.Bokeh) {{{library}}}</script>{script}'
     )
 
 
-def _load_bokeh() -> None:
-    """Put BokehJS into the live notebook, once a kernel."""
-    if not getattr(_load_bokeh, "done", False):
-        from bokeh.resources import INLINE
-        from IPython.display import HTML, display
-
-        display(HTML(INLINE.render_js()))
-        _load_bokeh.done = True
-
-
-def seasonal(values, crops: Sequence[str], ax=None):
+def seasonal(values: xr.DataArray, crops: Sequence[str] | np.ndarray, ax: Axes | None = None) -> Axes:
     """One band's season by crop: the median as a line, the middle half of the points as a band.
 
     Parameters
@@ -222,10 +244,12 @@ def seasonal(values, crops: Sequence[str], ax=None):
         Crop of each point.
     """
     ax = ax or plt.gca()
-    crops = np.asarray(crops)
-    names = [crop for crop in PALETTE if crop in crops] + sorted(set(crops) - set(PALETTE))
+    crop_of = np.asarray(crops)
+    names = [crop for crop in PALETTE if crop in crop_of] + sorted(set(crop_of) - set(PALETTE))
     for crop, colour in palette(names).items():
-        low, middle, high = np.quantile(values.transpose("point", "month").values[crops == crop], (0.25, 0.5, 0.75), 0)
+        low, middle, high = np.quantile(
+            values.transpose("point", "month").values[crop_of == crop], (0.25, 0.5, 0.75), 0
+        )
         ax.fill_between(values["month"], low, high, color=colour, alpha=0.2, linewidth=0)
         ax.plot(values["month"], middle, color=colour, label=crop)
     ax.set_xlabel("month")

@@ -13,6 +13,8 @@ import chapters
 import nbformat
 import pytest
 
+from cropnb import plotting
+
 HEADER = """---
 jupytext:
   text_representation:
@@ -357,6 +359,18 @@ def refused(source, **given):
     with pytest.raises(chapters.ChapterError) as caught:
         chapters.check_parameters(source, given)
     return str(caught.value)
+
+
+def test_pages_share_one_bokehjs():
+    from render import without_loaders
+
+    html = f'<figure></figure><script class="{plotting.LOADER}">if (1) {{\n}}</script><script>draw()</script>'
+    figure = nbformat.v4.new_output("display_data", {"text/html": html})
+    scripts = nbformat.v4.new_output("display_data", {"application/vnd.holoviews_load.v0+json": ""})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[scripts, figure])])
+    without_loaders(notebook)
+    (left,) = notebook.cells[0].outputs
+    assert left.data["text/html"] == "<figure></figure><script>draw()</script>"
 
 
 def test_parameters_are_checked(mini):

@@ -19,7 +19,7 @@ import yaml
 from chapters import ROOT, defaults, is_parameters, notebook_of, table_of_contents
 from papermill.translators import papermill_translators
 
-from cropnb import data, regions
+from cropnb import data, plotting, regions
 
 SIGNALS = ("17_crop_profiles", "18_real_fields")  # what the twin is drawn from, whatever the region
 
@@ -97,10 +97,14 @@ def region_of(build: Path) -> str:
 
 
 def without_loaders(notebook) -> None:
-    """Drop what HoloViews puts out at import to load its scripts from the net."""
+    """Drop what HoloViews puts out to load its scripts from the net, and each figure's own BokehJS: pages share one."""
+    library = re.compile(rf'<script class="{plotting.LOADER}">.*?</script>', re.DOTALL)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not any("holoviews" in mime for mime in o.get("data", ()))]
+            for output in cell.outputs:
+                if "text/html" in output.get("data", ()):
+                    output.data["text/html"] = library.sub("", output.data["text/html"])
 
 
 def own_citations(notebook, name: str) -> None:
