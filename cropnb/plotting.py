@@ -216,15 +216,16 @@ def show(figure: Any, alt: str) -> Interactive:
     import bokeh
     from bokeh.embed import components
     from bokeh.model import Model
-    from bokeh.models import Plot
+    from bokeh.models import LayoutDOM, Plot
 
     if not isinstance(figure, Model):
         accessors()  # HoloViews draws with the backend that hvPlot loads
         import holoviews as hv
 
         figure = hv.render(figure, backend="bokeh")
-    for plot in figure.select({"type": Plot}):
-        plot.update(sizing_mode="scale_width", max_width=plot.width)
+    for part in figure.select({"type": LayoutDOM}):
+        part.sizing_mode = "scale_width" if isinstance(part, Plot) else "stretch_width"
+        part.max_width = part.width
     script, div = components(figure)
     library = (Path(bokeh.__file__).parent / "server/static/js/bokeh.min.js").read_text(encoding="utf-8")
     return Interactive(

@@ -361,6 +361,19 @@ def refused(source, **given):
     return str(caught.value)
 
 
+def test_jupyterlab_trusts_an_executed_notebook(tmp_path, monkeypatch):
+    from run_chapter import NotebookNotary, trust
+
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
+    assert not NotebookNotary().check_signature(notebook)
+    trust(notebook)
+    assert NotebookNotary().check_signature(notebook)
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "a file"))
+    trust(notebook)
+
+
 def test_pages_share_one_bokehjs():
     from render import without_loaders
 

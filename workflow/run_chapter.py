@@ -10,9 +10,11 @@ import json
 import os
 import platform
 import re
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +25,7 @@ import nbformat
 import papermill
 from chapters import ROOT, ChapterError, check_parameters, defaults, load, notebook_of
 from jupyter_client import KernelManager
+from nbformat.sign import NotebookNotary
 from papermill.exceptions import PapermillExecutionError
 
 PACKAGES = ("cropnb", "keras", "tensorflow", "numpy", "scipy", "scikit-learn", "xarray", "dask")
@@ -68,6 +71,12 @@ def explain(source: Path, error: PapermillExecutionError) -> str:
 def new_kernel() -> KernelManager:
     """A kernel to be started, over sockets in files: of two kernels that start at once, one may lose its TCP port."""
     return KernelManager(kernel_name="python3", transport="ipc", ip=f"{gettempdir()}/cropnb-{uuid4().hex}")
+
+
+def trust(notebook) -> None:
+    """Sign what was run here as the user's own: JupyterLab runs the scripts of a figure in a trusted notebook only."""
+    with suppress(OSError, sqlite3.Error):  # a home that cannot be written to is no reason to fail
+        NotebookNotary().sign(notebook)
 
 
 def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out: str = "", without=()) -> None:
@@ -120,6 +129,7 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out:
         "without": list(without),
     }
     nbformat.write(notebook, failed)
+    trust(notebook)
     os.replace(failed, output)
     reason.unlink(missing_ok=True)
 
