@@ -3,7 +3,7 @@
 Every drawing function takes and returns a matplotlib ``ax``; `show` is the only door to interactive figures.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import cycle
 from pathlib import Path
@@ -224,8 +224,9 @@ def show(figure: Any, alt: str) -> Interactive:
 
         figure = hv.render(figure, backend="bokeh")
     for part in figure.select({"type": LayoutDOM}):
-        part.sizing_mode = "scale_width" if isinstance(part, Plot) else "stretch_width"
-        part.max_width = part.width
+        part.sizing_mode, part.max_width = "stretch_width", part.width
+        if isinstance(part, Plot):
+            part.update(sizing_mode="scale_width", frame_width=None, frame_height=None)
     script, div = components(figure)
     library = (Path(bokeh.__file__).parent / "server/static/js/bokeh.min.js").read_text(encoding="utf-8")
     return Interactive(
@@ -255,3 +256,49 @@ def seasonal(values: xr.DataArray, crops: Sequence[str] | np.ndarray, ax: Axes |
         ax.plot(values["month"], middle, color=colour, label=crop)
     ax.set_xlabel("month")
     return ax
+
+
+def class_map(codes: xr.DataArray, colours: Mapping[str, str], **hover: xr.DataArray) -> Any:
+    """Interactive map of classes: zoom, and the class and further values at the pointer; for `show`.
+
+    Parameters
+    ----------
+    codes
+        DataArray (y, x) of positions in `colours`, coordinates in metres; other values are left white.
+        No more than 200 x 200 pixels of it are drawn.
+    colours
+        Colour of each class, in the order of the codes.
+    hover
+        Further rasters of the same grid, by the names that the pointer shows.
+
+    Returns
+    -------
+    HoloViews image, axes in kilometres.
+    """
+    from bokeh.models import CustomJSHover, FixedTicker
+
+    accessors()
+    known = (codes >= 0) & (codes < len(colours))
+    raster = xr.Dataset({"class": codes.where(known), **hover}).drop_vars("spatial_ref", errors="ignore")
+    step = -(-max(codes.shape) // 200)
+    raster = raster.isel(y=slice(step // 2, None, step), x=slice(step // 2, None, step))
+    raster = raster.assign_coords(y=raster["y"] / 1000, x=raster["x"] / 1000)
+    height = 110 + round(420 * raster.sizes["y"] / raster.sizes["x"])  # the axes and the colour bar take 110 and 60
+    figure = raster.hvplot.image(
+        x="x", y="y", z="class", cmap=list(colours.values()),
+        width=480, height=height, data_aspect=1, xlabel="easting (km)", ylabel="northing (km)",
+    )  # fmt: skip
+    words = CustomJSHover(args={"words": list(colours)}, code="return words[value] ?? ''")
+    # hvPlot makes a table of a raster with `hover_cols`, which no image can hold.
+    return figure.clone(raster, vdims=list(raster)).opts(
+        clim=(-0.5, len(colours) - 0.5),
+        tools=["hover"],
+        hover_tooltips=[("class", "@image{custom}"), *((name, f"@{name}") for name in hover)],
+        hover_formatters={"@image": words},
+        colorbar_position="bottom",
+        colorbar_opts={
+            "ticker": FixedTicker(ticks=list(range(len(colours)))),
+            "major_label_overrides": dict(enumerate(colours)),
+            "bar_line_color": None, "height": 12,
+        },
+    )  # fmt: skip

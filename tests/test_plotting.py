@@ -169,3 +169,34 @@ def test_accessors_put_nothing_out(capsys):
     plotting.accessors()
     assert capsys.readouterr().out == ""
     assert pd.DataFrame({"a": [1]}).hvplot is not None
+
+
+def test_class_map_shows_classes_in_their_colours_and_values_at_the_pointer():
+    import holoviews as hv
+    from bokeh.models import HoverTool
+
+    codes = np.tile(np.array([0, 1, 255, 1], "uint8"), (300, 100))
+    coords = {"y": 5_000_000 - 10.0 * np.arange(300), "x": 400_000 + 10.0 * np.arange(400)}
+    codes = xr.DataArray(codes, coords, ("y", "x"), name="crop")
+    score = codes.astype(float) / 255
+    plot = hv.render(plotting.class_map(codes, {"maize": "#E69F00", "rye": "#000000"}, score=score), backend="bokeh")
+    glyph = plot.renderers[0]
+    drawn = glyph.data_source.data["image"][0]
+    assert drawn.shape == (150, 200)
+    np.testing.assert_array_equal(drawn[0, :2], [1, 1])  # every second pixel, from the second
+    np.testing.assert_allclose(glyph.data_source.data["score"][0][0, 0], 1 / 255)
+    assert glyph.data_source.data["x"][0] == pytest.approx(400, abs=0.02)
+    mapper = glyph.glyph.color_mapper
+    assert (list(mapper.palette), mapper.low, mapper.high) == (["#E69F00", "#000000"], -0.5, 1.5)
+    (hover,) = plot.select({"type": HoverTool})
+    assert [name for name, _ in hover.tooltips] == ["class", "score"]
+    assert hover.formatters["@image"].args == {"words": ["maize", "rye"]}
+    assert plot.xaxis[0].axis_label == "easting (km)"
+
+
+def test_class_map_leaves_what_is_no_class_white():
+    import holoviews as hv
+
+    codes = xr.DataArray(np.array([[0, 255], [-1, 2]]), {"y": [0.0, 10], "x": [0.0, 10]}, ("y", "x"))
+    plot = hv.render(plotting.class_map(codes, {"a": "#111111", "b": "#222222"}), backend="bokeh")
+    np.testing.assert_array_equal(np.isfinite(plot.renderers[0].data_source.data["image"][0]), [[1, 0], [0, 0]])
