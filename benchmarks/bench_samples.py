@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from cropnb import samples
+from cropnb import batches, samples
 
 HEIGHT, WIDTH, STEPS, SIZE, SAMPLES, BATCH = 600, 600, 26, 11, 20_000, 128
 CLASSES = ("maize", "soybean", "wheat", "other")
@@ -89,9 +89,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         array = samples.materialise(scenario, Path(folder) / "cube.npy")
         options = {"size": SIZE, "batch_size": BATCH, "seed": 0, "shuffle": True}
-        samples.PatchDataset(array, split, CLASSES, **options)[0]  # compiles
+        batches.PatchDataset(array, split, CLASSES, **options)[0]  # compiles
         start = memory()
-        dataset = samples.PatchDataset(array, split, CLASSES, **options)
+        dataset = batches.PatchDataset(array, split, CLASSES, **options)
         batch = dataset[0]
         # Memory that was freed before and is used again does not show: at least the batch is there.
         own = max((memory() - start)[0], batch[0].nbytes / 2**20)
@@ -106,7 +106,7 @@ def main():
                 indexed.append(seconds(cut_out.__getitem__, index))
             dataset.on_epoch_end()
         ours, other = BATCH / np.median(gathered), BATCH / np.median(indexed)
-        short = samples.PatchDataset(array, split[: 20 * BATCH], CLASSES, **options)
+        short = batches.PatchDataset(array, split[: 20 * BATCH], CLASSES, **options)
         cut_out.order = cut_out.order[: 20 * BATCH]
         fed = delivered(short, cut_out, Ready(batch, 20))
     print(f"{HEIGHT} x {WIDTH} pixels, {STEPS} steps, {SAMPLES} samples of {SIZE} x {SIZE}, batch {BATCH}")

@@ -12,9 +12,9 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-import keras
 import numpy as np
 import pandas as pd
 import rasterio
@@ -28,9 +28,11 @@ from scipy.ndimage import minimum_filter
 from shapely.geometry import box, mapping
 from tqdm import tqdm
 
-from . import cube, plotting, project, runs, samples, scenarios, training
-from .models.dense import DenseNetwork
+from . import cube, plotting, project, runs, samples, scenarios
 from .parcels import NO_PARCEL
+
+if TYPE_CHECKING:  # who reads a map needs no Keras, which takes seconds
+    import keras
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +143,7 @@ def minimum_unit(crop: np.ndarray, pixels: int) -> np.ndarray:
     return np.where(valid, sieve(crop, pixels, mask=valid, connectivity=4), crop)
 
 
-def _inputs(run: runs.Run, cube_path) -> tuple[xr.DataArray, keras.Model]:
+def _inputs(run: runs.Run, cube_path) -> tuple[xr.DataArray, "keras.Model"]:
     """The scaled scenario (time, y, x, feature) and the network of a run, which fit each other."""
     simulated = bool(cube.open_cube(cube_path).attrs.get("simulated"))
     steps = scenarios.scale(scenarios.scenario(cube_path, run.record["features"]), run.scaler).assign_attrs(
@@ -173,6 +175,8 @@ def _check_grid(path, steps: xr.DataArray) -> None:
 
 def _fingerprint(run: runs.Run, cube_path, cropland, *options) -> str:
     """Of all that a tile depends on; a rebuilt cube has a new time even where its description is the same."""
+    import keras
+
     digest = hashlib.sha256()
     for path in (run.path / "model.keras", cropland):
         digest.update(Path(path).read_bytes() if path else b"")
@@ -195,7 +199,10 @@ def _tile_path(work: Path, tile: Window) -> Path:
 class _Predictor:
     """A network over windows (y, x, time, feature) that are `halo` pixels wider than a tile of `side` pixels."""
 
-    def __init__(self, network: keras.Model, is_dense: bool, side: int):
+    def __init__(self, network: "keras.Model", is_dense: bool, side: int):
+        from cropnb import training
+        from cropnb.models.dense import DenseNetwork
+
         self.patch, self.classes = network.input_shape[2], network.output_shape[-1]
         self.network = DenseNetwork(network) if is_dense else network
         self.halo = getattr(self.network, "halo", self.patch // 2)

@@ -3,95 +3,99 @@
 import json
 import os
 import platform
-import shutil
 import subprocess
-import tempfile
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import keras
 import pandas as pd
 
-from . import models, training  # noqa: F401  models registers the layers that a saved network holds
+from cropnb import files, models
+
+if TYPE_CHECKING:  # Keras takes seconds, and who reads runs needs none of it
+    import keras
+
+    from cropnb.batches import PatchDataset
 
 FILES = ("run.json", "history.csv", "metrics.json", "predictions.parquet", "model.keras", "scaler.json")
-PACKAGES = ("cropnb", "keras", keras.backend.backend(), "numpy")
 
 
 class Run(NamedTuple):
     """One training: where it lies, its record, its history a row an epoch, its metrics and predictions."""
 
     path: Path
-    record: dict
+    record: dict[str, Any]
     history: pd.DataFrame
-    metrics: dict
+    metrics: dict[str, float]
     predictions: pd.DataFrame
-    scaler: dict
+    scaler: dict[str, Any]
 
 
-def directory(runs, model, features, augmentation, seed):
+def directory(runs: str | Path, model: str, features: str, augmentation: str, seed: int) -> Path:
     """Path of the run's directory under `runs`."""
     return Path(runs) / model / features / augmentation / f"seed-{seed}"
 
 
-def write(runs, *, model, features, augmentation, seed, width, network, history, metrics, predictions, scaler,
-          seconds, **parameters):  # fmt: skip
-    """Write one run and return its directory; an earlier run of the same cell is replaced.
-
-    Everything goes to a hidden sibling first, which takes the final name when it is whole: a killed run
-    leaves nothing that looks finished.
+def write(
+    runs: str | Path,
+    *,
+    model: str,
+    features: str,
+    augmentation: str,
+    seed: int,
+    width: float,
+    network: "keras.Model",
+    history: pd.DataFrame,
+    metrics: Mapping[str, float],
+    predictions: pd.DataFrame,
+    scaler: Mapping[str, Any],
+    seconds: float,
+    **parameters: Any,
+) -> Path:
+    """Write one run, whole or not at all, and return its directory; an earlier run of the same cell is replaced.
 
     Parameters
     ----------
-    runs : the directory of all runs.
-    model, features, augmentation, seed, width : the cell, and the fraction of the published width.
-    network : the trained `keras.Model`, saved without its optimiser.
-    history : DataFrame of `cropnb.training.train`.
-    metrics : {name: number}.
-    predictions : DataFrame with y, x, parcel_id, true and one probability column a class.
-    scaler : what scales features to inputs, as JSON.
-    seconds : the training took.
-    parameters : whatever else tells this run from others, as JSON.
+    runs
+        The directory of all runs.
+    model, features, augmentation, seed, width
+        The cell, and the fraction of the published width.
+    network
+        The trained network, saved without its optimiser.
+    history
+        Of `cropnb.training.train`.
+    metrics
+        Number of each measure.
+    predictions
+        Columns y, x, parcel_id, true, and the probability of each class.
+    scaler
+        What scales features to inputs, as JSON.
+    seconds
+        The training took.
+    parameters
+        Whatever else tells this run from others, as JSON.
     """
+    cell = {"model": model, "features": features, "augmentation": augmentation, "seed": seed, "width": width}
+    found = {"parameters": network.count_params(), "epochs": len(history), "seconds": round(seconds, 2)}
     path = directory(runs, model, features, augmentation, seed)
-    record = {
-        "model": model,
-        "features": features,
-        "augmentation": augmentation,
-        "seed": seed,
-        "width": width,
-        **parameters,
-        "parameters": network.count_params(),
-        "epochs": len(history),
-        "seconds": round(seconds, 2),
-        **environment(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        part.chmod(0o755)  # mkdtemp's is for its owner alone
-        _write_json(part / "run.json", record)
-        _write_json(part / "metrics.json", metrics)
-        _write_json(part / "scaler.json", scaler)
+    with files.whole(path) as part:
+        part.mkdir()
+        files.write_json(part / "run.json", cell | parameters | found | environment())
+        files.write_json(part / "metrics.json", metrics)
+        files.write_json(part / "scaler.json", scaler)
         history.to_csv(part / "history.csv")
         predictions.to_parquet(part / "predictions.parquet", index=False)
         clone = type(network).from_config(network.get_config())  # not compiled: no optimiser's state
         clone.set_weights(network.get_weights())
         clone.save(part / "model.keras")
-        if path.exists():  # out of the way in one step: a kill in between must not lose both
-            os.replace(path, part.with_name(f"{part.name}-old"))
-        os.replace(part, path)
-    finally:
-        for leftover in path.parent.glob(f".{path.name}-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
     return path
 
 
-def predict(network, *datasets):
-    """Predictions of a network for `cropnb.samples.PatchDataset`s, as `write` stores them.
+def predict(network: "keras.Model", *datasets: "PatchDataset") -> pd.DataFrame:
+    """Predictions of a network, as `write` stores them.
 
-    DataFrame with a row a sample: row, col, y, x, parcel_id, block, set, true, and its probability of each class.
+    A row a sample: row, col, y, x, parcel_id, block, set, true, and its probability of each class.
     """
     frames = []
     for data in datasets:
@@ -101,52 +105,91 @@ def predict(network, *datasets):
     return pd.concat(frames, ignore_index=True)
 
 
-def read(path):
-    """The `Run` in a directory. Raises FileNotFoundError when a file is missing, ValueError when one is broken."""
+def read(path: str | Path) -> Run:
+    """The run in a directory.
+
+    Raises
+    ------
+    FileNotFoundError
+        When a file is missing.
+    ValueError
+        When one is broken.
+    """
     path = Path(path)
-    if missing := [name for name in FILES if not (path / name).is_file()]:
+    if missing := _missing(path):
         raise FileNotFoundError(f"{path} is no whole run, it lacks {', '.join(missing)}; train this cell again.")
-    readers = {
-        "run.json": _read_json,
-        "history.csv": lambda file: pd.read_csv(file, index_col="epoch"),
-        "metrics.json": _read_json,
-        "predictions.parquet": pd.read_parquet,
-        "scaler.json": _read_json,
-    }
-    return Run(path, *(_read(path / name, reader) for name, reader in readers.items()))
+    return Run(
+        path,
+        _read(path / "run.json", _read_json),
+        _read(path / "history.csv", lambda file: pd.read_csv(file, index_col="epoch")),
+        _read(path / "metrics.json", _read_json),
+        _read(path / "predictions.parquet", pd.read_parquet),
+        _read(path / "scaler.json", _read_json),
+    )
 
 
-def table(runs):
-    """DataFrame with a row a whole run under `runs`: its record, and its metrics under their names.
+def table(runs: str | Path) -> pd.DataFrame:
+    """A row a whole run under `runs`: its record, its metrics under their names, its path.
 
     Half-written and hidden directories are passed over; without a run the frame is empty.
     """
     rows = []
     for file in sorted(Path(runs).glob("*/*/*/seed-*/run.json")):
-        if all((file.parent / name).is_file() for name in FILES):
+        if not _missing(file.parent):
             record = _read(file, _read_json) | _read(file.parent / "metrics.json", _read_json)
             rows.append(record | {"path": str(file.parent)})
     frame = pd.DataFrame(rows)
     return frame.sort_values(["model", "features", "augmentation", "seed"], ignore_index=True) if rows else frame
 
 
-def load_model(path):
-    """The trained network of a run directory, loaded without running any code from the file."""
+def by_network(runs: str | Path, **cell: Any) -> dict[str, Run]:
+    """The run of each network that there is in one cell, in the order of the book.
+
+    Parameters
+    ----------
+    runs
+        The directory of all runs.
+    cell
+        ``features=``, ``augmentation=`` and ``seed=``.
+    """
+    paths = {name: directory(runs, name, **cell) for name in models.DISPLAY_NAMES}
+    return {name: read(path) for name, path in paths.items() if not _missing(path)}
+
+
+def load_model(path: str | Path) -> "keras.Model":
+    """The trained network of a run directory, loaded without running any code from the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is none.
+    ValueError
+        When its file is broken, or holds code.
+    """
+    import keras
+
+    from cropnb.models import convstar  # noqa: F401  registers the layers that a saved network holds
+
     return _read(Path(path) / "model.keras", lambda file: keras.models.load_model(file, safe_mode=True))
 
 
-def environment():
+def environment() -> dict[str, Any]:
     """Device, commit, versions and time of this process, for a run's record."""
+    import keras
+
+    packages = ("cropnb", "keras", keras.backend.backend(), "numpy")
     return {
         "device": device(),
         "commit": commit(),
         "finished": pd.Timestamp.now("UTC").isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
 
 
-def device():
+def device() -> str:
     """The accelerators that Keras sees, else the processor, in words."""
+    from cropnb import training
+
     count = len(training.list_gpus())
     if count:
         names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
@@ -154,20 +197,24 @@ def device():
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
-def commit():
+def commit() -> str:
     """`git describe` of the working copy that this module lies in, "unknown" outside git."""
     here = str(Path(__file__).parent)
     return _output("git", "-C", here, "describe", "--always", "--dirty", "--tags") or "unknown"
 
 
-def _output(*command):
+def _missing(path: Path) -> list[str]:
+    return [name for name in FILES if not (path / name).is_file()]
+
+
+def _output(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def _read(file, reader):
+def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; train this cell first.")
     try:
@@ -178,9 +225,5 @@ def _read(file, reader):
         ) from error
 
 
-def _read_json(file):
+def _read_json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _write_json(file, content):
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

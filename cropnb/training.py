@@ -3,13 +3,18 @@
 import logging
 import math
 import sys
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 import pandas as pd
 
-from . import project
+from cropnb import project
 
 log = logging.getLogger(__name__)
+
+Samples: TypeAlias = keras.utils.PyDataset | tuple[np.ndarray, np.ndarray]
 
 
 @keras.saving.register_keras_serializable(package="cropnb")
@@ -20,23 +25,31 @@ class CoupledAdam(keras.optimizers.Adam):
     `weight_decay` is decoupled: it shrinks weights by learning rate times decay, 1e-7 a step here.
     """
 
-    def __init__(self, learning_rate=1e-3, coupled_decay=1e-4, **kwargs):
+    def __init__(self, learning_rate: float = 1e-3, coupled_decay: float = 1e-4, **kwargs: Any) -> None:
         super().__init__(learning_rate, **kwargs)
         self.coupled_decay = coupled_decay
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One step of one variable, as in `keras.optimizers.Optimizer`."""
         gradient = keras.ops.cast(gradient, variable.dtype) + self.coupled_decay * variable
         super().update_step(gradient, variable, learning_rate)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, for a saved optimiser."""
         return super().get_config() | {"coupled_decay": self.coupled_decay}
 
 
-def prepare(seed, mixed_precision=True):
+def prepare(seed: int, mixed_precision: bool = True) -> None:
     """Seed every random generator and set the device up; call it before a network is built.
 
-    With a GPU, `mixed_precision` computes in float16 (weights stay float32). With several, the JAX backend
-    shares every batch among them.
+    With several GPUs, the JAX backend shares every batch among them.
+
+    Parameters
+    ----------
+    seed
+        Of first weights and dropout.
+    mixed_precision
+        Whether a GPU computes in float16; weights stay float32.
     """
     keras.utils.set_random_seed(seed)
     gpus = list_gpus()
@@ -47,12 +60,8 @@ def prepare(seed, mixed_precision=True):
         log.warning("One of %d GPUs is used; set KERAS_BACKEND=jax to share batches among them.", len(gpus))
 
 
-def list_gpus():
-    """Names of the GPUs that the Keras backend sees; Keras itself cannot list them for PyTorch."""
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return [f"gpu:{i}" for i in range(torch.cuda.device_count())]
+def list_gpus() -> list[str]:
+    """Names of the GPUs that the Keras backend sees."""
     try:
         return keras.distribution.list_devices("gpu")
     except RuntimeError:  # JAX knows of no such platform
@@ -60,39 +69,51 @@ def list_gpus():
 
 
 def train(
-    model,
-    train,
-    validation,
+    model: keras.Model,
+    train: Samples,
+    validation: Samples,
     *,
-    epochs,
-    patience,
-    seed,
-    learning_rate=1e-3,
-    weight_decay=1e-4,
-    class_weight=None,
-    batch_size=128,
-    progress=None,
-):
+    epochs: int,
+    patience: int,
+    seed: int,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-4,
+    class_weight: Sequence[float] | np.ndarray | None = None,
+    batch_size: int = 128,
+    progress: bool | None = None,
+) -> pd.DataFrame:
     """Fit `model` in place and leave it with the weights of its best validation accuracy.
 
     Parameters
     ----------
-    model : network from `cropnb.models`, built after `prepare(seed)`, which draws its first weights.
-    train, validation : `keras.utils.PyDataset`, or a pair of arrays (patches, one-hot labels), which are
-        cut into batches of `batch_size`.
-    epochs, patience : at most so many passes, and at most so many in a row without a better validation.
-    seed : of the order of samples and of dropout.
-    weight_decay : coupled L2, see `CoupledAdam`.
-    class_weight : weight of each class in the loss, in class order.
-    progress : show a bar on stderr; by default where somebody watches.
+    model
+        From `cropnb.models`, built after `prepare(seed)`, which decides its first weights.
+    train, validation
+        Batches, or a pair of arrays (patches, one-hot labels), which are cut into batches of `batch_size`.
+    epochs, patience
+        At most so many passes, and at most so many in a row without a better validation.
+    seed
+        Of the order of samples and of dropout.
+    learning_rate, weight_decay
+        Of Adam; the decay is coupled L2, see `CoupledAdam`.
+    class_weight
+        (classes,) weight of each class in the loss.
+    batch_size
+        Samples in a batch, where arrays are given.
+    progress
+        Show a bar on stderr; by default where somebody watches.
 
     Returns
     -------
-    DataFrame with a row an epoch: loss, accuracy, val_loss, val_accuracy.
+    pandas.DataFrame
+        A row an epoch: loss, accuracy, val_loss, val_accuracy.
 
     Raises
     ------
-    FloatingPointError when the loss is not finite, MemoryError when memory runs out.
+    FloatingPointError
+        When the loss is not finite.
+    MemoryError
+        When memory runs out.
     """
     keras.utils.set_random_seed(seed)
     model.compile(
@@ -105,13 +126,11 @@ def train(
     callbacks = [_StopAtNaN(), best]
     if project.watched() if progress is None else progress:
         callbacks.append(_progress_bar(model.name))
-    if class_weight is not None:
-        class_weight = dict(enumerate(map(float, class_weight)))
-    if isinstance(train, keras.utils.PyDataset):
-        data = {"x": train, "shuffle": False}  # the dataset draws its own order
-    else:
+    weights = None if class_weight is None else dict(enumerate(map(float, class_weight)))
+    data: dict[str, Any] = {"x": train, "shuffle": False}  # the dataset has an order of its own
+    if not isinstance(train, keras.utils.PyDataset):
         data = {"x": train[0], "y": train[1], "batch_size": batch_size}
-    options = {"epochs": epochs, "callbacks": callbacks, "class_weight": class_weight, "verbose": 0}
+    options = {"epochs": epochs, "callbacks": callbacks, "class_weight": weights, "verbose": 0}
     try:
         history = model.fit(**data, validation_data=validation, **options)
     except Exception as error:
@@ -124,24 +143,24 @@ def train(
 
 
 class _StopAtNaN(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.epoch = epoch + 1
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self._check("loss", logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._check("val_loss", logs)
 
-    def _check(self, name, logs):
-        if not math.isfinite((logs or {}).get(name, 0.0)):
+    def _check(self, name: str, logs: dict[str, float] | None) -> None:
+        if not math.isfinite(value := (logs or {}).get(name, 0.0)):
             raise FloatingPointError(
-                f"The {name} of {self.model.name} is {logs[name]} in epoch {self.epoch}; look for missing "
+                f"The {name} of {self.model.name} is {value} in epoch {self.epoch}; look for missing "
                 "values or unscaled features in the samples, or lower the learning rate."
             )
 
 
-def _progress_bar(name):
+def _progress_bar(name: str) -> keras.callbacks.Callback:
     from tqdm import tqdm
     from tqdm.keras import TqdmCallback  # looks for notebook widgets when imported
 

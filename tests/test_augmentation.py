@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropnb import augmentation
-from cropnb.samples import PatchDataset
+from cropnb import augmentation, batches
 
 CLASSES = ("maize", "soybean", "wheat", "other")
 few = settings(deadline=None, max_examples=25)
@@ -21,7 +20,7 @@ def dataset(set_name="train", size=3):
     rows, cols = (part.ravel() for part in np.mgrid[2:18, 2:18])
     crops = rng.choice(CLASSES, rows.size, p=[0.3, 0.6, 0.03, 0.07])
     table = pd.DataFrame({"row": rows, "col": cols, "crop": crops, "set": set_name})
-    return PatchDataset(array, table, CLASSES, size=size, batch_size=32)
+    return batches.PatchDataset(array, table, CLASSES, size=size, batch_size=32)
 
 
 def epoch(data):
@@ -108,8 +107,8 @@ def test_quarter_turns_and_flips_are_exact():
 @pytest.mark.parametrize("method", ["oversampling", "mix-up"])
 def test_augmented_epochs(method):
     plain = dataset()
-    data, weights = augmentation.apply(method, plain, seed=3)
-    again, _ = augmentation.apply(method, plain, seed=3)
+    data, weights = batches.augment(method, plain, seed=3)
+    again, _ = batches.augment(method, plain, seed=3)
     assert weights is None
     x, y = epoch(data)
     np.testing.assert_array_equal(x, epoch(again)[0])
@@ -127,15 +126,15 @@ def test_augmented_epochs(method):
 
 def test_oversampling_repeats_the_centre_pixels_of_the_training_set():
     plain = dataset(size=5)
-    data, _ = augmentation.apply("oversampling", plain, seed=5)
+    data, _ = batches.augment("oversampling", plain, seed=5)
     own = {v.tobytes() for v in epoch(plain)[0][:, :, 2, 2]}
     assert {v.tobytes() for v in epoch(data)[0][:, :, 2, 2]} == own
 
 
 def test_treatments_without_new_samples():
     plain = dataset()
-    assert augmentation.apply("none", plain, seed=0) == (plain, None)
-    data, weights = augmentation.apply("balanced-loss", plain, seed=0)
+    assert batches.augment("none", plain, seed=0) == (plain, None)
+    data, weights = batches.augment("balanced-loss", plain, seed=0)
     assert data is plain
     np.testing.assert_array_equal(weights, augmentation.class_weights(np.bincount(plain.labels)))
 
@@ -143,12 +142,12 @@ def test_treatments_without_new_samples():
 @pytest.mark.parametrize("method", ["oversampling", "balanced-loss", "mix-up"])
 def test_only_the_training_set_is_augmented(method):
     with pytest.raises(ValueError, match="Only training samples"):
-        augmentation.apply(method, dataset("test"), seed=0)
+        batches.augment(method, dataset("test"), seed=0)
 
 
 def test_bad_input_says_why():
     with pytest.raises(ValueError, match="choose one of none, oversampling"):
-        augmentation.apply("smote", dataset(), seed=0)
+        batches.augment("smote", dataset(), seed=0)
     with pytest.raises(ValueError, match="every class needs a sample"):
         augmentation.class_weights([3, 0])
     with pytest.raises(ValueError, match="beta is 1"):
@@ -158,7 +157,7 @@ def test_bad_input_says_why():
 
 
 def test_augmented_data_trains():
-    data, _ = augmentation.apply("mix-up", dataset(), seed=1)
+    data, _ = batches.augment("mix-up", dataset(), seed=1)
     model = keras.Sequential([keras.Input((4, 3, 3, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
     model.compile("sgd", "mse")
     model.fit(data, epochs=2, verbose=0, shuffle=False)

@@ -12,15 +12,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from scipy.ndimage import maximum_filter
 
-from cropnb import (
-    cube,
-    data,
-    flanders,
-    parcels,
-    preparation,
-    samples,
-    scenarios,
-)
+from cropnb import batches, cube, data, flanders, parcels, preparation, samples, scenarios
 
 PLACE, HALF = "A1", 6  # rows and columns of 20 m
 
@@ -157,7 +149,7 @@ def test_the_real_places_give_patches_of_the_papers_shape(tmp_path):
         row, col = np.mgrid[5:59, 5:59].reshape(2, -1)
         table = pd.DataFrame({"row": row, "col": col, "crop": "any", "set": "test"})
         scaled = scenarios.scale(steps, scenarios.fit_scaler(steps, row, col))
-        dataset = samples.PatchDataset(samples.materialise(scaled), table, ["any"])
+        dataset = batches.PatchDataset(samples.materialise(scaled), table, ["any"])
         assert dataset[0][0].shape == (128, 26, 11, 11, 3)
         gaps = maximum_filter(np.isnan(steps).any(("time", "feature")).to_numpy(), 11, mode="constant")
         assert dataset.dropped["with missing values"] == gaps[row, col].sum()

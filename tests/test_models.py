@@ -19,7 +19,7 @@ from cropnb.models.parts import Conv3D
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PATCH = (26, 11, 11, 3)
-NAMES = list(models.BUILDERS)
+NAMES = list(models.DISPLAY_NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,22 @@ def test_conv3d_by_neighbouring_dates_equals_keras(padding, length):
     ours.build(x.shape)
     ours.set_weights(keras_layer.get_weights())
     np.testing.assert_allclose(ours(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_takes_its_fewest_dates_and_no_fewer(name):
+    dates = models.minimum_dates(name)
+    assert models.get(name)((dates, 11, 11, 3), 4, 0.05).output_shape == (None, 4)
+    if dates > 1:
+        with pytest.raises(ValueError, match=f"at least {dates} dates"):
+            models.get(name)((dates - 1, 11, 11, 3), 4, 0.05)
+    with pytest.raises(ValueError, match="No network is called"):
+        models.minimum_dates("resnet")
+
+
+def test_names_and_runs_cost_no_keras():
+    code = "import sys; from cropnb import mapping, models, runs, samples; sys.exit('keras' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -79,6 +79,16 @@ def test_table(tmp_path, content):
     assert runs.table(tmp_path / "nothing").empty
 
 
+def test_the_runs_of_a_cell_come_by_network_in_the_order_of_the_book(tmp_path, content):
+    for model in ("convstar", "tcnn"):
+        write(tmp_path, content, model=model)
+    write(tmp_path, content, seed=2)
+    (tmp_path / "cnn3d/optical+m-chi/none/seed-1").mkdir(parents=True)  # without its files
+    found = runs.by_network(tmp_path, features="optical+m-chi", augmentation="none", seed=1)
+    assert list(found) == ["tcnn", "convstar"]
+    assert found["convstar"].record["model"] == "convstar"
+
+
 def test_killed_run_leaves_nothing_that_looks_finished(tmp_path, content, monkeypatch):
     first = write(tmp_path, content)
     before = (first / "run.json").read_text()

@@ -8,7 +8,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropnb import samples
+from cropnb import batches, samples
 
 CLASSES = ("maize", "soybean", "wheat", "other")
 
@@ -38,14 +38,14 @@ def table(scenario, n=200, seed=1, margin=5):
     )
 
 
-def batches(dataset):
+def epoch(dataset):
     return [dataset[i] for i in range(len(dataset))]
 
 
 def train_set(scenario, **options):
     split = table(scenario)
     array = samples.materialise(scenario)
-    return samples.PatchDataset(array, split[split["set"] == "train"], CLASSES, **options)
+    return batches.PatchDataset(array, split[split["set"] == "train"], CLASSES, **options)
 
 
 @settings(deadline=None, max_examples=25)
@@ -64,12 +64,12 @@ def test_a_patch_is_the_neighbourhood_of_its_pixel(size, steps, seed):
 
 def test_a_mapped_file_gives_the_same_samples(tmp_path):
     scenario = scaled()
-    in_memory = samples.load(scenario, table(scenario), CLASSES, seed=3)
-    mapped = samples.load(scenario, table(scenario), CLASSES, seed=3, path=tmp_path / "new" / "cube.npy")
+    in_memory = batches.load(scenario, table(scenario), CLASSES, seed=3)
+    mapped = batches.load(scenario, table(scenario), CLASSES, seed=3, path=tmp_path / "new" / "cube.npy")
     assert isinstance(mapped[0].array, np.memmap)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["cube.npy"]
     for ours, theirs in zip(in_memory, mapped, strict=True):
-        for (a, b), (c, d) in zip(batches(ours), batches(theirs), strict=True):
+        for (a, b), (c, d) in zip(epoch(ours), epoch(theirs), strict=True):
             np.testing.assert_array_equal(a, c)
             np.testing.assert_array_equal(b, d)
 
@@ -78,9 +78,9 @@ def test_load_gives_every_sample_once_in_its_set_with_its_label():
     scenario = scaled()
     split = table(scenario)
     centre = scenario.transpose("y", "x", "time", "feature").to_numpy()
-    for name, dataset in zip(samples.SETS, samples.load(scenario, split, CLASSES, seed=3, batch_size=17), strict=True):
+    for name, dataset in zip(samples.SETS, batches.load(scenario, split, CLASSES, seed=3, batch_size=17), strict=True):
         part = split[split["set"] == name]
-        patches, labels = (np.concatenate(arrays) for arrays in zip(*batches(dataset), strict=True))
+        patches, labels = (np.concatenate(arrays) for arrays in zip(*epoch(dataset), strict=True))
         assert len(patches) == len(part)
         np.testing.assert_array_equal(labels.sum(axis=1), 1)
         seen = sorted(zip(patches[:, 0, 5, 5, 0], labels.argmax(axis=1), strict=True))
@@ -131,8 +131,8 @@ def test_unusable_patches_are_dropped_and_counted(caplog):
             "set": "test",
         }
     )
-    with caplog.at_level("INFO", "cropnb.samples"):
-        dataset = samples.PatchDataset(samples.materialise(scenario), split, CLASSES)
+    with caplog.at_level("INFO", "cropnb.batches"):
+        dataset = batches.PatchDataset(samples.materialise(scenario), split, CLASSES)
     assert dataset.dropped == {"without ground truth": 1, "leaving the region": 2, "with missing values": 2}
     assert dataset.samples["crop"].tolist() == ["wheat"]
     assert "1 of 6 test samples kept" in caplog.text
@@ -155,7 +155,7 @@ def test_a_full_disk_is_refused_before_writing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("size", [10, 33, 0, -3])
 def test_a_patch_size_that_does_not_fit_is_refused(size):
     with pytest.raises(ValueError, match="choose an odd size that fits"):
-        samples.load(scaled(), table(scaled()), CLASSES, seed=0, size=size)
+        batches.load(scaled(), table(scaled()), CLASSES, seed=0, size=size)
 
 
 def test_gathering_beyond_the_region_is_refused():
@@ -165,30 +165,30 @@ def test_gathering_beyond_the_region_is_refused():
 
 def test_only_training_samples_are_shuffled():
     split = table(scaled())
-    with pytest.raises(ValueError, match="only training samples are shuffled, these are of the set test"):
-        samples.PatchDataset(samples.materialise(scaled()), split[split["set"] == "test"], CLASSES, shuffle=True)
+    with pytest.raises(ValueError, match="Only training samples are shuffled, these are of the set test"):
+        batches.PatchDataset(samples.materialise(scaled()), split[split["set"] == "test"], CLASSES, shuffle=True)
 
 
 def test_an_unknown_class_is_named():
     with pytest.raises(ValueError, match=r"crops \['other', 'wheat'\] beyond the classes"):
-        samples.load(scaled(), table(scaled()), ("maize", "soybean"), seed=0)
+        batches.load(scaled(), table(scaled()), ("maize", "soybean"), seed=0)
 
 
 def test_a_missing_set_is_named():
     split = table(scaled())
     with pytest.raises(ValueError, match="no validation samples"):
-        samples.load(scaled(), split[split["set"] != "validation"], CLASSES, seed=0)
+        batches.load(scaled(), split[split["set"] != "validation"], CLASSES, seed=0)
 
 
 def test_a_split_of_another_grid_is_refused():
     split = table(scaled())
     with pytest.raises(ValueError, match=r"col 5 to .*, the cube 12; remake the split"):
-        samples.load(scaled().isel(x=slice(12)), split, CLASSES, seed=0)
+        batches.load(scaled().isel(x=slice(12)), split, CLASSES, seed=0)
     with pytest.raises(ValueError, match="20 m off the cube along x; remake the split"):
-        samples.load(scaled().assign_coords(x=320.0 + 10 * np.arange(32)), split, CLASSES, seed=0)
+        batches.load(scaled().assign_coords(x=320.0 + 10 * np.arange(32)), split, CLASSES, seed=0)
 
 
 def test_a_scaler_that_holds_nan_is_named():
     broken = scaled().where((np.arange(3) != 1) | (np.arange(5)[:, None, None, None] != 3))
     with pytest.raises(ValueError, match="with missing values: feature 2 of time step 4 is missing everywhere"):
-        samples.load(broken, table(scaled()), CLASSES, seed=0)
+        batches.load(broken, table(scaled()), CLASSES, seed=0)

@@ -4,25 +4,66 @@ Every builder has one signature, ``build(input_shape, num_classes, width=1.0, **
 (time, y, x, feature) patches, softmax probabilities out. ``width`` scales the filters of all
 convolutions, where the arithmetic is; dense layers keep their units, of which dropout would leave too few.
 What a paper leaves open is a named argument (a reading) whose default the chapter of the network defends.
+
+Keras is imported when a network is asked for: names alone cost nothing.
 """
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from . import cnn3d, cnn3d2d, conv3dstar, convstar, tcnn
+if TYPE_CHECKING:
+    import keras
 
-_NETWORKS = (  # a line each, in the order of the book: name in paths, name on pages, builder
-    ("tcnn", "TCNN", tcnn.build),
-    ("cnn3d", "3D-CNN", cnn3d.build),
-    ("cnn3d2d", "3D-2D CNN", cnn3d2d.build),
-    ("convstar", "ConvSTAR", convstar.build),
-    ("conv3dstar", "3D-ConvSTAR", conv3dstar.build),
-)
-DISPLAY_NAMES = {name: shown for name, shown, _ in _NETWORKS}
-BUILDERS = {name: build for name, _, build in _NETWORKS}
+DISPLAY_NAMES = {  # in the order of the book: name in paths, name on pages
+    "tcnn": "TCNN",
+    "cnn3d": "3D-CNN",
+    "cnn3d2d": "3D-2D CNN",
+    "convstar": "ConvSTAR",
+    "conv3dstar": "3D-ConvSTAR",
+}
 
 
-def layers(network):
-    """DataFrame with a row a layer, in order: layer, kind, output (sizes without the batch), parameters."""
+def get(name: str) -> Callable[..., "keras.Model"]:
+    """The ``build`` function of a network.
+
+    Parameters
+    ----------
+    name
+        One of the keys of `DISPLAY_NAMES`.
+
+    Raises
+    ------
+    ValueError
+        For a name that no network has.
+    """
+    from cropnb.models import cnn3d, cnn3d2d, conv3dstar, convstar, tcnn
+
+    _check(name)
+    files = {"tcnn": tcnn, "cnn3d": cnn3d, "cnn3d2d": cnn3d2d, "convstar": convstar, "conv3dstar": conv3dstar}
+    return files[name].build
+
+
+def minimum_dates(name: str) -> int:
+    """How many dates the network called `name` needs at least: its unpadded kernels shorten the season.
+
+    Raises
+    ------
+    ValueError
+        For a name that no network has.
+    """
+    _check(name)
+    return 13 if name == "cnn3d2d" else 1
+
+
+def _check(name: str) -> None:
+    if name not in DISPLAY_NAMES:
+        raise ValueError(f"No network is called {name!r}; choose one of {', '.join(DISPLAY_NAMES)}.")
+
+
+def layers(network: "keras.Model") -> pd.DataFrame:
+    """A row a layer, in order: layer, kind, output (sizes without the batch), parameters."""
     rows = []
     for layer in network.layers:
         kind = type(layer).__name__
@@ -30,11 +71,3 @@ def layers(network):
             kind = f"{kind} {type(layer.forward_layer).__name__}"
         rows.append((layer.name, kind, tuple(layer.output.shape[1:]), layer.count_params()))
     return pd.DataFrame(rows, columns=["layer", "kind", "output", "parameters"])
-
-
-def get(name):
-    """The ``build`` function of the network called `name`, one of the keys of `DISPLAY_NAMES`."""
-    try:
-        return BUILDERS[name]
-    except KeyError:
-        raise ValueError(f"No network is called {name!r}; choose one of {', '.join(BUILDERS)}.") from None
