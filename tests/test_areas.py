@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ CLASSES = ["deforestation", "forest gain", "stable forest", "stable non-forest"]
 COUNTS = [[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]]
 PIXELS = [200_000, 150_000, 3_200_000, 6_450_000]
 HECTARES = 0.09
+# ppi-python 0.2.3 on `population`: estimate, and half the width of its 95 % interval with 1.96 errors on each side
+PPI, CLASSICAL, TUNED = (0.377568, 0.0449431), (0.37, 0.0546345), (0.377534, 0.0449376)
 
 
 def matrix(counts=COUNTS, classes=CLASSES):
@@ -128,13 +131,13 @@ def test_a_found_sample_is_warned_about():
 @pytest.mark.parametrize(
     ("counts", "pixels", "message"),
     [
-        ([[5, 1], [0, 0]], [50, 50], "b has 0 samples of 50 mapped pixels; draw 2 or more"),
+        ([[5, 1], [0, 0]], [50, 50], "b has 0 samples of 50 mapped pixels; sample 2 or more"),
         ([[5, 1], [0, 1]], [50, 50], "b has 1 samples of 50 mapped pixels"),
         ([[5, 1], [3, 4]], [50, 6], "b has 7 samples of 6 mapped pixels"),
-        ([[5, 1], [3, 4]], [50, 60, 70], "a count of mapped pixels for each of a, b"),
-        ([[5, 1], [3, 4]], {"a": 50}, "a count of mapped pixels for each of a, b"),
+        ([[5, 1], [3, 4]], [50, 60, 70], "Give a count of mapped pixels for each of a, b"),
+        ([[5, 1], [3, 4]], {"a": 50}, "Give a count of mapped pixels for each of a, b"),
         ([[5, 1], [-3, 4]], [50, 60], "none negative"),
-        ([[0, 0], [0, 0]], [0, 0], "a count of mapped pixels"),
+        ([[0, 0], [0, 0]], [0, 0], "Give a count of mapped pixels"),
     ],
 )
 def test_bad_counts_are_refused(counts, pixels, message):
@@ -204,7 +207,7 @@ def test_samples_lead_to_areas():
 
 def test_samples_that_cannot_be_drawn_are_refused():
     codes, inside = crop_map()
-    with pytest.raises(ValueError, match=r"1601 pixels cannot be drawn.*to 1600 \(all\)"):
+    with pytest.raises(ValueError, match=r"1601 pixels cannot be sampled.*to 1600 \(all\)"):
         areas.sample(codes, inside, 1601, 0)
     with pytest.raises(ValueError, match=r"ask for from \d+ \(50 of each of 4 classes\)"):
         areas.sample(codes, inside, 10, 0)
@@ -212,3 +215,161 @@ def test_samples_that_cannot_be_drawn_are_refused():
         areas.sample(codes, inside & False, 10, 0)
     with pytest.raises(ValueError, match="give one grid"):
         areas.sample(codes, inside[:-1], 100, 0)
+
+
+# Planning
+
+
+def test_allocation_follows_size_spread_and_minimum():
+    pixels = pd.Series({"maize": 6_000, "soybean": 3_000, "wheat": 900, "other": 100})
+    assert areas.allocate(pixels, 100).tolist() == [60, 30, 9, 1]
+    assert areas.allocate(pixels, 200, spread=1 / pixels).tolist() == [50, 50, 50, 50]
+    assert areas.allocate(pixels, 300, minimum=50).tolist() == [50 + 61, 50 + 30, 50 + 9, 50]
+    assert areas.allocate(pixels, 100, spread=pd.Series([0.1, 0.2, 0.2, 0.0])).tolist() == [44, 43, 13, 0]
+
+
+def test_a_full_stratum_passes_on_what_it_cannot_take():
+    size = areas.allocate({"rare": 10, "common": 1_000}, 100, spread=np.array([1e9, 1.0]))
+    assert size.to_dict() == {"rare": 10, "common": 90}
+    assert areas.allocate({"rare": 10, "common": 20}, 30).tolist() == [10, 20]
+    assert areas.allocate({"rare": 10, "common": 1_000}, 100, spread=0.0).sum() == 100
+
+
+def test_neymans_allocation_gives_the_narrowest_interval():
+    """Of all ways to share out the pixels, for the area of a class whose share in each stratum is known."""
+    pixels, share = pd.Series([8_000.0, 2_000.0]), np.array([0.02, 0.5])
+
+    def error(first, n=200):
+        size = np.array([first, n - first])
+        return (pixels**2 * share * (1 - share) / size).sum()
+
+    best = min(range(10, 190), key=error)
+    neyman = areas.allocate(pixels, 200, spread=pd.Series(np.sqrt(share * (1 - share))))
+    assert abs(neyman[0] - best) <= 1
+
+
+def test_a_sample_of_given_sizes():
+    codes, inside = crop_map()
+    table = areas.sample(codes, inside, {0: 5, 1: 7, 3: 2}, seed=0)
+    assert table["stratum"].value_counts().to_dict() == {0: 5, 1: 7, 3: 2}
+    with pytest.raises(ValueError, match="A class has fewer pixels under the mask"):
+        areas.sample(codes, inside, {3: 1_000}, seed=0)
+
+
+# Any strata, two maps, and predictions that help
+
+
+def test_strata_that_are_not_the_maps_classes():
+    """The example of Stehman (2014): ten pixels from each of four strata, and the results printed there."""
+    strata = np.repeat(list("ABCD"), 10)
+    mapped = np.array(list("AAAAAAABBBABBBBBBBBBBBCCCCCCBBDDDDDDDDDD"))
+    true = np.array(list("AAAAACBABCABBBBBAABBCCCCCDDBBADDDDDDDCCB"))
+    pixels = {"A": 40_000, "B": 30_000, "C": 20_000, "D": 10_000}
+    both = (mapped == "B") & (true == "B")
+    for top, bottom, estimate, error in (
+        (true == "A", 1, 0.35, 0.082),
+        (true == "C", 1, 0.20, 0.064),
+        (mapped == true, 1, 0.63, 0.085),
+        (both, mapped == "B", 0.574, 0.125),
+    ):
+        found = areas.ratio(top, bottom, strata, pixels)
+        assert found["estimate"] == pytest.approx(estimate, abs=5e-4)
+        assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 * error, abs=1e-3)
+    found = areas.ratio(both, true == "B", strata, pixels)
+    assert found["estimate"] == pytest.approx(0.794, abs=5e-4)
+    _, error = ratio_of_totals(both, true == "B", strata, pd.Series(pixels))
+    assert found["high"] - found["estimate"] == pytest.approx(1.96 * error)
+
+
+def test_strata_of_the_maps_classes_give_the_usual_estimates():
+    mapped, reference = np.repeat(np.indices((4, 4)).reshape(2, -1), np.ravel(COUNTS), axis=1)
+    table, pixels = areas.estimate(matrix(), PIXELS, HECTARES), dict(enumerate(PIXELS))
+    for code, name in enumerate(CLASSES):
+        both = (mapped == code) & (reference == code)
+        for measure, bottom in (("users_accuracy", mapped == code), ("producers_accuracy", reference == code)):
+            found = areas.ratio(both, bottom, mapped, pixels)
+            np.testing.assert_allclose(found, table.loc[name, [measure, f"{measure}_low", f"{measure}_high"]])
+    found = areas.ratio(mapped == reference, 1, mapped, pixels)
+    np.testing.assert_allclose(found["estimate"], table.attrs["overall_accuracy"])
+    np.testing.assert_allclose(found["high"], table.attrs["overall_accuracy_high"])
+
+
+def population(n=20_000, seed=0):
+    """Probabilities, truth and map of a class, a share of it under-predicted."""
+    rng = np.random.default_rng(seed)
+    p = rng.beta(0.6, 1.2, n)
+    return p, rng.random(n) < 0.9 * p + 0.05, p > 0.5
+
+
+def test_assisted_is_prediction_powered_inference():
+    """The numbers of ppi-python 0.2.3 for one stratum: `ppi_mean_ci`, whose variances divide by n and which adds
+    the spread of a mean over all pixels, as if these were a sample too."""
+    p, truth, _ = population()
+    chosen = np.random.default_rng(1).choice(len(p), 300, replace=False)
+    arguments = truth[chosen], p[chosen], {0: p.mean()}, np.zeros(300), {0: len(p)}
+    for slope, golden in ((1.0, PPI), (0.0, CLASSICAL), (None, TUNED)):
+        found = areas.assisted(*arguments, slope=slope)
+        width = (found["high"] - found["estimate"]) ** 2 * 299 / 300
+        width += 1.96**2 * (found["slope"] * p.std()) ** 2 / len(p)
+        np.testing.assert_allclose([found["estimate"], np.sqrt(width)], golden, rtol=2e-3 if slope is None else 1e-4)
+
+
+def test_assisted_is_unbiased_and_narrower_and_holds_as_often_as_promised():
+    p, truth, mapped = population()
+    pixels = {False: (~mapped).sum(), True: mapped.sum()}
+    known = {code: p[mapped == code].mean() for code in pixels}
+    found = {name: [] for name in ("stratified", "regression", "difference")}
+    for seed in range(300):
+        table = areas.sample(mapped[None].astype("uint8"), np.ones((1, len(p)), bool), 200, seed, 20)
+        at = table["col"].to_numpy()
+        for name, slope in (("stratified", 0.0), ("regression", None), ("difference", 1.0)):
+            found[name].append(areas.assisted(truth[at], p[at], known, mapped[at], pixels, slope))
+    for rows in map(pd.DataFrame, found.values()):
+        assert rows["estimate"].mean() == pytest.approx(truth.mean(), abs=0.006)
+        assert 0.91 < rows.eval(f"low <= {truth.mean()} <= high").mean() < 0.99
+    width = {name: np.mean([row["high"] - row["low"] for row in rows]) for name, rows in found.items()}
+    assert width["regression"] < width["stratified"]
+    assert width["regression"] < 1.005 * width["difference"]
+    stratified = areas.ratio(truth[at], 1, mapped[at], pixels)
+    pd.testing.assert_series_equal(stratified, found["stratified"][-1].drop("slope"))
+
+
+def test_a_prediction_that_never_varies_helps_nothing():
+    found = areas.assisted([1, 0, 1, 1], [0.5] * 4, {0: 0.5}, [0] * 4, {0: 100})
+    assert found["slope"] == 0
+    assert found["estimate"] == 0.75
+
+
+def test_strata_without_enough_samples_are_refused():
+    for stratum, pixels in (([0, 0, 1], {0: 9, 1: 9}), ([0, 0, 0], {0: 9, 1: 9}), ([0, 0, 1], {0: 9})):
+        with pytest.raises(ValueError, match="Every stratum needs a count of its pixels and two samples"):
+            areas.ratio([1, 0, 1], 1, stratum, pixels)
+
+
+# Points for the field
+
+
+def test_points_go_out_without_the_maps_class_and_come_back_labelled(tmp_path):
+    import geopandas as gpd
+    from odc.geo.geobox import GeoBox
+
+    grid = GeoBox((60, 50), rasterio.Affine(10, 0, 333380, 0, -10, 5338320), "EPSG:32652")
+    codes, inside = crop_map()
+    table = areas.sample(codes, inside, 100, 1, 10)
+    path = areas.write_points(table, grid, tmp_path / "field" / "points.gpkg")
+    points = gpd.read_file(path)
+    assert set(points.columns) == {"id", "row", "col", "reference", "geometry"}
+    assert points.crs == grid.crs
+    first = table.iloc[0]
+    assert points.geometry[0].coords[0] == (333385 + 10 * first["col"], 5338315 - 10 * first["row"])
+    with pytest.raises(ValueError, match="point 0 has the reference '', 100 in all; give maize, soybean"):
+        areas.read_points(path, table, ["maize", "soybean"])
+    points["reference"] = np.resize(["maize", "soybean"], 100)
+    points.sample(frac=1, random_state=0).to_file(path)  # a tool may turn their order round
+    labelled = areas.read_points(path, table, ["maize", "soybean"])
+    assert labelled.tolist() == points["reference"].tolist()
+    with pytest.raises(ValueError, match="is the file of another sample"):
+        areas.read_points(path, areas.sample(codes, inside, 100, 2, 10), ["maize", "soybean"])
+    points.iloc[:-1].to_file(path)
+    with pytest.raises(ValueError, match=r"has 99 points where 100 were sampled"):
+        areas.read_points(path, table, ["maize", "soybean"])

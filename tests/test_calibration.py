@@ -27,7 +27,7 @@ def predictions(n=4000, spread=2.0, T=1.0, seed=0):
 
 @pytest.fixture(scope="module")
 def eager():
-    """Probabilities of a classifier of too few samples on two other sets, and those scikit-learn tempers."""
+    """Probabilities of a classifier of too few samples on two other sets, and those that scikit-learn scales."""
     x, y = make_classification(2100, 12, n_informative=6, n_classes=3, random_state=0)
     model = LogisticRegression(C=100).fit(x[:100], y[:100])
     wrapped = CalibratedClassifierCV(FrozenEstimator(model), method="temperature").fit(x[100:1100], y[100:1100])
@@ -39,9 +39,9 @@ def test_temperature_scaling_is_scikit_learns_and_helps(eager):
     validation, test, theirs = eager
     T = calibration.temperature(*validation)
     assert T > 1
-    tempered = calibration.tempered(test[0], T)
-    np.testing.assert_allclose(tempered, theirs, rtol=0, atol=1e-5)
-    before, after = (calibration.expected_calibration_error(p, test[1]) for p in (test[0], tempered))
+    scaled = calibration.temperature_scaled(test[0], T)
+    np.testing.assert_allclose(scaled, theirs, rtol=0, atol=1e-5)
+    before, after = (calibration.expected_calibration_error(p, test[1]) for p in (test[0], scaled))
     assert after < before
 
 
@@ -79,19 +79,19 @@ def test_a_known_temperature_is_found_again(T):
     found = calibration.temperature(probabilities, codes)
     assert found == pytest.approx(T, rel=0.07)
     calibrated, _ = predictions()
-    np.testing.assert_allclose(calibration.tempered(probabilities, T), calibrated, atol=1e-12)
+    np.testing.assert_allclose(calibration.temperature_scaled(probabilities, T), calibrated, atol=1e-12)
     likelihoods = [
-        np.log(calibration.tempered(probabilities, t)[range(len(codes)), codes]).mean()
+        np.log(calibration.temperature_scaled(probabilities, t)[range(len(codes)), codes]).mean()
         for t in (0.9 * found, found, 1.1 * found)
     ]
     assert max(likelihoods) == likelihoods[1]
 
 
-def test_tempering_mends_the_error_of_over_confidence():
+def test_scaling_mends_the_error_of_over_confidence():
     validation, test = predictions(T=3, seed=1), predictions(T=3, seed=2)
-    tempered = calibration.tempered(test[0], calibration.temperature(*validation))
+    scaled = calibration.temperature_scaled(test[0], calibration.temperature(*validation))
     assert calibration.expected_calibration_error(*test) > 0.1
-    assert calibration.expected_calibration_error(tempered, test[1]) < 0.03
+    assert calibration.expected_calibration_error(scaled, test[1]) < 0.03
 
 
 probability_rows = arrays(float, (12, 4), elements=st.floats(0.0, 1.0)).map(
@@ -102,16 +102,16 @@ codes = arrays(int, 12, elements=st.integers(0, 3))
 
 @settings(deadline=None, max_examples=50)
 @given(probability_rows, st.floats(0.02, 50))
-def test_tempering_keeps_predictions_and_sums(probabilities, T):
-    tempered = calibration.tempered(probabilities, T)
-    np.testing.assert_allclose(tempered.sum(axis=1), 1)
+def test_scaling_keeps_predictions_and_sums(probabilities, T):
+    scaled = calibration.temperature_scaled(probabilities, T)
+    np.testing.assert_allclose(scaled.sum(axis=1), 1)
     predicted = probabilities.argmax(axis=1)
-    np.testing.assert_array_equal(tempered[range(12), predicted], tempered.max(axis=1))
-    confidence = np.sign(tempered.max(axis=1) - probabilities.max(axis=1)) * np.sign(1 - T)
-    near = np.isclose(tempered.max(axis=1), probabilities.max(axis=1))
+    np.testing.assert_array_equal(scaled[range(12), predicted], scaled.max(axis=1))
+    confidence = np.sign(scaled.max(axis=1) - probabilities.max(axis=1)) * np.sign(1 - T)
+    near = np.isclose(scaled.max(axis=1), probabilities.max(axis=1))
     assert ((confidence >= 0) | near).all()  # above 1 it lowers every confidence, below it raises them
     if T > 0.5:  # below, the least likely classes are lost in rounding
-        np.testing.assert_allclose(calibration.tempered(tempered, 1 / T), probabilities, atol=1e-6)
+        np.testing.assert_allclose(calibration.temperature_scaled(scaled, 1 / T), probabilities, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=25)
@@ -158,8 +158,8 @@ def test_coverage_by_hand():
 def test_a_probability_of_zero_is_no_certainty():
     probabilities = np.float32([[1, 0], [1, 0], [1, 0]])
     assert np.isfinite(calibration.temperature(probabilities, [0, 0, 1]))
-    assert np.isfinite(calibration.tempered(probabilities, 3.0)).all()
-    np.testing.assert_array_equal(calibration.tempered(probabilities, 1.0).argmax(axis=1), 0)
+    assert np.isfinite(calibration.temperature_scaled(probabilities, 3.0)).all()
+    np.testing.assert_array_equal(calibration.temperature_scaled(probabilities, 1.0).argmax(axis=1), 0)
 
 
 def test_a_temperature_without_a_minimum_is_logged(caplog):
@@ -179,7 +179,7 @@ def test_a_temperature_without_a_minimum_is_logged(caplog):
         ([0.5, 0.5], [0, 1], "a row a sample"),
         ([[0.5, 0.5]], [2], "whole numbers from 0 to 1"),
         ([[0.5, 0.5]], [-1], "whole numbers from 0 to 1"),
-        ([[0.5, 0.5]], [0, 1], "give 1 true classes"),
+        ([[0.5, 0.5]], [0, 1], "Give 1 true classes"),
         ([[0.5, 0.5]], ["maize"], "whole numbers"),
         (np.empty((0, 2)), np.empty(0, int), "at least one"),
     ],
@@ -190,5 +190,5 @@ def test_bad_input_is_refused(measure, probabilities, true, message):
 
 
 def test_a_temperature_is_positive():
-    with pytest.raises(ValueError, match="the temperature is 0; give a positive number"):
-        calibration.tempered([[0.5, 0.5]], 0)
+    with pytest.raises(ValueError, match="The temperature is 0; give a positive number"):
+        calibration.temperature_scaled([[0.5, 0.5]], 0)

@@ -162,10 +162,10 @@ def test_average_is_the_mean_magnitude_of_each_crop():
 @pytest.mark.parametrize(
     ("shape", "codes", "message"),
     [
-        ((2, 6, 5, 5), [0, 1], r"patches \(2, 6, 5, 5\) do not fit small, which reads \(6, 5, 5, 3\)"),
+        ((2, 6, 5, 5), [0, 1], r"Patches \(2, 6, 5, 5\) do not fit small, which reads \(6, 5, 5, 3\)"),
         ((2, 5, 5, 5, 3), [0, 1], "do not fit small"),
         ((0, *SHAPE), [], "give at least one"),
-        ((2, *SHAPE), [0], "give 2 codes, whole numbers from 0 to 2"),
+        ((2, *SHAPE), [0], "Give 2 codes, whole numbers from 0 to 2"),
         ((2, *SHAPE), [0, 3], "whole numbers from 0 to 2"),
         ((2, *SHAPE), [0, -1], "whole numbers from 0 to 2"),
         ((2, *SHAPE), [0.0, 1.0], "whole numbers from 0 to 2"),

@@ -36,14 +36,14 @@ def reliability(probabilities: ArrayLike, true_codes: ArrayLike, bins: int = 10)
     Raises ValueError for rows that do not add up to 1, codes that are no class, and no sample.
     """
     confidence, right, _ = _scored(probabilities, true_codes)
-    step = pd.cut(confidence, np.linspace(0, 1, bins + 1))
+    step = pd.cut(pd.Series(confidence), np.linspace(0, 1, bins + 1).tolist())
     groups = pd.DataFrame({"confidence": confidence, "accuracy": right}).groupby(step, observed=True)
     table = groups.mean().assign(count=groups.size())
-    return table.set_index(pd.IntervalIndex(table.index, name="step"))
+    return table.set_index(pd.IntervalIndex(table.index.tolist(), name="step"))
 
 
 def temperature(probabilities: ArrayLike, true_codes: ArrayLike) -> float:
-    """Temperature T that gives ``tempered(probabilities, T)`` the least negative log likelihood: Guo et al., sec. 4.2.
+    """Temperature T of the least negative log likelihood of `temperature_scaled` ones: Guo et al. (2017), section 4.2.
 
     Fit it to validation samples, whose labels the network was not trained on, and use it on the test's.
     T above 1 means that the network is over-confident. It is looked for between 0.05 and 20 and a warning is
@@ -53,7 +53,7 @@ def temperature(probabilities: ArrayLike, true_codes: ArrayLike) -> float:
     _, _, logits = _scored(probabilities, true_codes)
     rows, codes = np.arange(len(logits)), np.asarray(true_codes)
 
-    def loss(log_t):
+    def loss(log_t: float) -> float:
         return -log_softmax(logits / np.exp(log_t), axis=1)[rows, codes].mean()
 
     bounds = np.log([COOLEST, HOTTEST])
@@ -63,13 +63,13 @@ def temperature(probabilities: ArrayLike, true_codes: ArrayLike) -> float:
     return float(np.exp(best))
 
 
-def tempered(probabilities: ArrayLike, T: float) -> np.ndarray:
+def temperature_scaled(probabilities: ArrayLike, T: float) -> np.ndarray:
     """Probabilities (n, classes) with their logarithms divided by the temperature ``T``; predictions do not change.
 
     A softmax forgets a constant of its logits, which does not matter here: log p / T is as good as logit / T.
     """
     if not T > 0:
-        raise ValueError(f"the temperature is {T}; give a positive number, 1 to change nothing")
+        raise ValueError(f"The temperature is {T}; give a positive number, 1 to change nothing.")
     return softmax(_logarithm(probabilities) / T, axis=1)
 
 
@@ -86,19 +86,19 @@ def coverage(probabilities: ArrayLike, true_codes: ArrayLike) -> pd.DataFrame:
     return table.assign(confidence=-table.index).reset_index(drop=True)[["confidence", "coverage", "accuracy"]]
 
 
-def _scored(probabilities, true_codes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scored(probabilities: ArrayLike, true_codes: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Confidence and correctness (n,) of each prediction, and the log probabilities (n, classes)."""
     logits, codes = _logarithm(probabilities), np.asarray(true_codes)
     n, classes = logits.shape
     if codes.shape != (n,) or codes.dtype.kind not in "iu" or not n or codes.min() < 0 or codes.max() >= classes:
-        raise ValueError(f"give {n} true classes, at least one, as whole numbers from 0 to {classes - 1}")
+        raise ValueError(f"Give {n} true classes, at least one, as whole numbers from 0 to {classes - 1}.")
     p = np.asarray(probabilities)
     return p.max(axis=1).clip(max=1).astype(float), p.argmax(axis=1) == codes, logits  # float32 may exceed 1
 
 
-def _logarithm(probabilities) -> np.ndarray:
+def _logarithm(probabilities: ArrayLike) -> np.ndarray:
     """Log probabilities (n, classes) of a checked array."""
     p = np.asarray(probabilities, float)
     if p.ndim != 2 or not (p >= 0).all() or not (abs(p.sum(axis=1) - 1) < 1e-2).all():
-        raise ValueError("probabilities need a row a sample and a column a class, none negative, rows adding up to 1")
+        raise ValueError("Probabilities need a row a sample and a column a class, none negative, rows adding up to 1.")
     return np.log(np.maximum(p, TINY))

@@ -5,6 +5,7 @@ output derived by the softmax function". A patch the network is sure of thus has
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,7 +27,9 @@ def gradients(model: keras.Model, patches: np.ndarray, codes: ArrayLike) -> np.n
     return np.concatenate([gradient(patches[part], codes[part])[0] for part in parts])
 
 
-def integrated(model, patches, codes, baseline: ArrayLike, steps: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def integrated(
+    model: keras.Model, patches: np.ndarray, codes: ArrayLike, baseline: ArrayLike, steps: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
     """Integrated gradients of the class probabilities, and how complete they are: Sundararajan et al. (2017), eq (1).
 
     The gradients at ``steps`` points of the straight line from the baseline to the patch (Gauss-Legendre nodes)
@@ -50,7 +53,7 @@ def integrated(model, patches, codes, baseline: ArrayLike, steps: int = 32) -> t
     return np.concatenate(attributions), np.concatenate(error)
 
 
-def average(values: np.ndarray, codes: ArrayLike, classes: Sequence[str], **coords) -> xr.DataArray:
+def average(values: np.ndarray, codes: ArrayLike, classes: Sequence[str], **coords: Any) -> xr.DataArray:
     """Mean magnitude of gradients or attributions by crop, dims (crop, time, y, x, feature), as in Figure 10.
 
     codes (n,) says which class each patch counts for; a class without a patch is NaN. y and x count pixels from
@@ -65,17 +68,17 @@ def average(values: np.ndarray, codes: ArrayLike, classes: Sequence[str], **coor
     return xr.DataArray(means, coords, dims, attrs={"long_name": "mean magnitude"})
 
 
-def _gradient(model) -> Callable:
+def _gradient(model: keras.Model) -> Callable:
     """A function of patches and codes that returns the gradients and the values (n,) of those probabilities."""
 
-    def scores(x, hot):
+    def scores(x: Any, hot: Any) -> Any:
         return keras.ops.sum(model(x, training=False) * hot, axis=-1)
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         @tf.function(reduce_retracing=True)
-        def slopes(x, hot):
+        def slopes(x: Any, hot: Any) -> tuple:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 values = scores(x, hot)
@@ -85,14 +88,14 @@ def _gradient(model) -> Callable:
         import jax
 
         @jax.jit
-        def slopes(x, hot):
+        def slopes(x: Any, hot: Any) -> tuple:
             values, back = jax.vjp(lambda x: scores(x, hot), x)
             return back(keras.ops.ones_like(values))[0], values
 
     else:
-        raise ValueError(f"no gradients on the Keras backend {keras.backend.backend()}; choose tensorflow or jax")
+        raise ValueError(f"No gradients on the Keras backend {keras.backend.backend()}; choose tensorflow or jax.")
 
-    def run(x, codes):
+    def run(x: np.ndarray, codes: np.ndarray) -> tuple:
         hot = np.eye(model.output_shape[-1], dtype=x.dtype)[codes]
         found = slopes(keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(hot))
         return tuple(keras.ops.convert_to_numpy(array) for array in found)
@@ -100,11 +103,11 @@ def _gradient(model) -> Callable:
     return run
 
 
-def _checked(model, patches, codes) -> np.ndarray:
+def _checked(model: keras.Model, patches: np.ndarray, codes: ArrayLike) -> np.ndarray:
     """The codes as an array, where the patches are the network's and the codes the patches'."""
     codes, reads, classes = np.asarray(codes), model.input_shape[1:], model.output_shape[-1]
     if patches.shape[1:] != reads or not len(patches):
-        raise ValueError(f"patches {patches.shape} do not fit {model.name}, which reads {reads}; give at least one")
+        raise ValueError(f"Patches {patches.shape} do not fit {model.name}, which reads {reads}; give at least one.")
     if codes.shape != patches.shape[:1] or codes.dtype.kind not in "iu" or codes.min() < 0 or codes.max() >= classes:
-        raise ValueError(f"give {len(patches)} codes, whole numbers from 0 to {classes - 1}, one a patch")
+        raise ValueError(f"Give {len(patches)} codes, whole numbers from 0 to {classes - 1}, one a patch.")
     return codes
