@@ -12,18 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import rasterio
+from odc.geo.geobox import GeoBox
 
-from cropnb import polarimetry, regions
+from cropnb import polarimetry, rasters, regions
 
 MAX_CLOUD = 0.08  # mean cloud cover of a used optical acquisition (paper section 3.1)
 # Of Sen2Cor: shadow, medium and high probability of cloud, thin cirrus, and snow, which is what it takes a thick
 # bright cloud for in summer.
 CLOUD_CLASSES = (3, 8, 9, 10, 11)
 MASKED_CLASSES = (0, 1, *CLOUD_CLASSES)  # and nodata, saturated
-BANDS = {"red": "B04_10m", "narrow_nir": "B8A_20m", "swir1": "B11_20m", "scl": "SCL_20m"}
-# x and y of each raster, metres
-SPACING = {"vv": (2.5, 10), "vh": (2.5, 10)} | dict.fromkeys(("c2", "features", "red"), (10, 10))
-SPACING |= dict.fromkeys(("narrow_nir", "swir1", "scl"), (20, 20))
 _SIGMA0 = "surface_backwards_scattering_coefficient_of_radar_wave"
 FEATURES = {
     "sar": {
@@ -66,9 +63,11 @@ def find(region_folder: str | Path, max_cloud: float | None = None) -> pd.DataFr
     if table.empty:
         raise ValueError(f"{folder} has neither radar nor optical acquisitions: fetch some first.")
     _check_dates(table, record, folder)
+    grid = GeoBox.from_bbox(tuple(record["bounds"]), record["crs"], resolution=rasters.PIXEL)
     for files in table.files:
-        for band, path in files.items():
-            _check_raster(path, SPACING[band], record)
+        for kind, path in files.items():
+            if fault := rasters.fault(path, kind, grid):
+                raise ValueError(f"{path} {fault}.")
     table["cloud_cover"] = [_cloud_cover(f["scl"]) if "scl" in f else np.nan for f in table.files]
     max_cloud = record.get("max_cloud", MAX_CLOUD) if max_cloud is None else max_cloud
     table["used"] = ~(table.cloud_cover >= max_cloud)
@@ -86,7 +85,7 @@ def features(files: Mapping[str, Path]) -> list[str]:
 def _radar(folder: Path) -> list[tuple]:
     """Files S1_YYYYMMDDTHHMM_{VV,VH}.tif, _C2.tif or _FEATURES.tif as (time, sensor, track, cloud cover, files)."""
     found: dict[tuple, dict[str, Path]] = {}
-    for path in sorted(folder.glob("*.tif"), reverse=True):  # VV before VH
+    for path in sorted(folder.glob("[!.]*.tif"), reverse=True):  # VV before VH
         name = re.fullmatch(r"S1_(\d{8}T\d{4})_([A-Z0-9]+)", path.stem)
         if not name:
             raise ValueError(f"{path} is not named S1_YYYYMMDDTHHMM_VV.tif or _VH.tif: rename or remove it.")
@@ -121,27 +120,27 @@ def _check_slc(path: Path, tags: Mapping, dtype: str, polarisation: str) -> None
 
 def _optical(folder: Path) -> list[tuple]:
     """Folders S2_YYYYMMDD of bands as (time, sensor, track, cloud cover, files)."""
-    scenes = sorted(folder.glob("*/"))
-    held = {scene: {band for band, stem in BANDS.items() if (scene / f"{stem}.tif").is_file()} for scene in scenes}
+    scenes = [path for path in sorted(folder.glob("*/")) if not path.name.startswith(".")]
+    places = {scene: {band: scene / f"{stem}.tif" for band, stem in rasters.BANDS.items()} for scene in scenes}
+    held = {scene: {band for band, path in places[scene].items() if path.is_file()} for scene in scenes}
     rows = []
     for scene in scenes:
         name = re.fullmatch(r"S2_(\d{8})(_\w+)?", scene.name)
         if not name:
             raise ValueError(f"{scene} is not named S2_YYYYMMDD: rename or remove it.")
         for band in sorted(set().union(*held.values(), {"scl"}) - held[scene]):
-            raise FileNotFoundError(f"{scene / BANDS[band]}.tif is missing: fetch the band or remove {scene.name}.")
+            raise FileNotFoundError(f"{places[scene][band]} is missing: fetch the band or remove {scene.name}.")
         if held[scene] == {"scl"}:
-            raise FileNotFoundError(f"{scene} holds no band but its classification: fetch {BANDS['red']}.tif.")
-        files = {band: scene / f"{stem}.tif" for band, stem in BANDS.items() if band in held[scene]}
+            raise FileNotFoundError(f"{scene} holds no band but its classification: fetch {places[scene]['red'].name}.")
+        files = {band: path for band, path in places[scene].items() if band in held[scene]}
         rows.append((pd.Timestamp(name[1]), "optical", "", np.nan, files))
     return rows
 
 
 def _cloud_cover(path: Path) -> float:
-    counts = np.zeros(256, dtype=int)
     with rasterio.open(path) as file:
-        for _, window in file.block_windows(1):
-            counts += np.bincount(file.read(1, window=window).ravel(), minlength=256)
+        windows = [window for _, window in file.block_windows(1)]
+    counts = sum(np.bincount(rasters.read_classes(path, window).ravel(), minlength=256) for window in windows)
     return float(counts[list(CLOUD_CLASSES)].sum() / counts[1:].sum())
 
 
@@ -158,21 +157,3 @@ def _check_dates(table: pd.DataFrame, record: Mapping, folder: Path) -> None:
                 f"{folder / sensor} lacks the acquisition of {time:%Y-%m-%d} that region.json lists: "
                 "fetch it or take it off the list."
             )
-
-
-def _check_raster(path: Path, spacing: tuple[float, float], record: Mapping) -> None:
-    """The region's CRS, bounds and pixel spacing, so that pixels of 2.5, 10 and 20 m nest; data in it."""
-    with rasterio.open(path) as file:
-        found, wanted = (*file.bounds, *file.res), (*record["bounds"], *spacing)
-        if file.crs != record["crs"] or not np.allclose(found, wanted, rtol=0, atol=0.01):
-            raise ValueError(
-                f"{path} has bounds and spacing {found} m in {file.crs}, its region {wanted} in {record['crs']}: "
-                "resample it to the region's grid."
-            )
-        if file.nodata is None:
-            raise ValueError(f"{path} states no nodata value: set it, for example gdal_edit.py -a_nodata 0.")
-        # A coarse look is enough unless it finds nothing.
-        look = file.read_masks(1, out_shape=(min(64, file.height), min(64, file.width)))
-        windows = (window for _, window in file.block_windows(1))
-        if not look.any() and not any(file.read_masks(1, window=w).any() for w in windows):
-            raise ValueError(f"{path} has no valid pixel: remove this acquisition, it misses the region.")

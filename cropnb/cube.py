@@ -5,7 +5,6 @@ follows the block and the number of dates, never the area, and values are those 
 """
 
 import logging
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -14,17 +13,23 @@ from pathlib import Path
 
 import dask.array as da
 import numpy as np
-import rasterio
 import rioxarray  # noqa: F401  (the .rio accessor)
 import xarray as xr
+import zarr
 from dask.diagnostics import ProgressBar
 from rasterio.windows import Window
+from zarr.codecs import ZstdCodec
 
-from cropnb import acquisitions, polarimetry, project, regions, speckle
+from cropnb import files, polarimetry, project, rasters, speckle
+from cropnb.acquisitions import FEATURES, MASKED_CLASSES, MAX_CLOUD
+from cropnb.acquisitions import features as features_of
+from cropnb.acquisitions import find as acquisitions
+from cropnb.regions import read_record as read_region
 
 log = logging.getLogger(__name__)
 
 FILTER_WINDOW = 7  # refined Lee
+_ANEW = "remove the cube and run the build again, which makes it anew"
 
 
 def build(
@@ -57,11 +62,11 @@ def build(
     """
     if chunk % 2:
         raise ValueError(f"A block of {chunk} pixels splits a 20 m pixel: choose an even one, say {chunk + 1}.")
-    cube_path, record = Path(cube_path), regions.read_record(region_folder)
+    cube_path, record = Path(cube_path), read_region(region_folder)
     if cube_path.exists() and not (cube_path / "zarr.json").is_file():
         raise ValueError(f"{cube_path} holds something that is no cube: give another path or remove it.")
-    max_cloud = record.get("max_cloud", acquisitions.MAX_CLOUD) if max_cloud is None else max_cloud
-    table = acquisitions.find(region_folder, max_cloud)
+    max_cloud = record.get("max_cloud", MAX_CLOUD) if max_cloud is None else max_cloud
+    table = acquisitions(region_folder, max_cloud)
     y, x = _axes(record)
     options = {"looks": looks, "window": window, "polarimetric_filter": polarimetric_filter}
     options["convention"] = convention
@@ -76,34 +81,43 @@ def build(
         "sar": options | filters | {"polarimetric_filter": int(polarimetric_filter)},
         "optical": {
             "max_cloud": max_cloud,
-            "masked_classes": list(acquisitions.MASKED_CLASSES),
+            "masked_classes": list(MASKED_CLASSES),
             "resampling": "nearest",
         },
     }
-    temporary = cube_path.with_name(f".{cube_path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for sensor in table.sensor.unique():
-        used = table[table.used & (table.sensor == sensor)]
-        if used.empty:
-            raise ValueError(f"{region_folder} has no usable {sensor} date: raise max_cloud or add acquisitions.")
-        names = {name: acquisitions.FEATURES[sensor][name] for name in acquisitions.features(used.files.iloc[0])}
-        shape = len(names), len(used), len(y), len(x)
-        planes = _blocks(partial(readers[sensor], list(used.files)), shape, chunk)
-        group = xr.Dataset(
-            {name: (("time", "y", "x"), planes[i], dict(names[name])) for i, name in enumerate(names)},
-            {"time": ("time", used.time.to_numpy(), {"standard_name": "time"}), "y": y, "x": x},
-            {"Conventions": "CF-1.11", "region": record["name"], "simulated": int(record["simulated"])},
-        )
-        group = group.assign_attrs(processing[sensor]).rio.write_crs(record["crs"]).rio.write_coordinate_system()
-        if sensor == "optical":
-            attrs = {"long_name": "fraction under cloud or shadow", "units": "1"}
-            group = group.assign_coords(cloud_cover=("time", used.cloud_cover.to_numpy(float), attrs))
-        with ProgressBar(out=sys.stderr) if project.watched() else nullcontext():
-            group.to_zarr(temporary, group=sensor, mode="w", consolidated=False)
-    shutil.rmtree(cube_path, ignore_errors=True)
-    temporary.rename(cube_path)
+    with files.whole(cube_path) as part:
+        for sensor in table.sensor.unique():
+            used = table[table.used & (table.sensor == sensor)]
+            if used.empty:
+                raise ValueError(f"{region_folder} has no usable {sensor} date: raise max_cloud or add acquisitions.")
+            names = features_of(used.files.iloc[0])
+            shape = len(names), len(used), len(y), len(x)
+            planes = _blocks(partial(readers[sensor], list(used.files)), shape, chunk)
+            about, dims = FEATURES[sensor], ("time", "y", "x")
+            group = xr.Dataset(
+                {name: (dims, plane, dict(about[name])) for name, plane in zip(names, planes, strict=True)},
+                {"time": ("time", used.time.to_numpy(), {"standard_name": "time"}), "y": y, "x": x},
+                {"Conventions": "CF-1.11", "region": record["name"], "simulated": int(record["simulated"])},
+            )
+            group = group.assign_attrs(processing[sensor]).rio.write_crs(record["crs"]).rio.write_coordinate_system()
+            if sensor == "optical":
+                attrs = {"long_name": "fraction under cloud or shadow", "units": "1"}
+                group = group.assign_coords(cloud_cover=("time", used.cloud_cover.to_numpy(float), attrs))
+            for name in names:  # an encoding that is given to to_zarr would forget the grid mapping
+                group[name].encoding["compressors"] = (ZstdCodec(checksum=True),)
+            with ProgressBar(out=sys.stderr) if project.watched() else nullcontext():
+                group.to_zarr(part, group=sensor, consolidated=False, write_empty_chunks=True)
+            _check_seen(open_cube(part, sensor)[names[0]], region_folder, sensor)
     log.info("cube of %d x %d pixels and %d acquisitions in %s", len(y), len(x), table.used.sum(), cube_path)
     return cube_path
+
+
+def _check_seen(series: xr.DataArray, region_folder: str | Path, sensor: str) -> None:
+    """Every date has a value somewhere: one without would leave no pixel whole, and so no sample and no map."""
+    empty = series.time[~np.isfinite(series).any(("y", "x")).compute()]
+    if empty.size:
+        days = ", ".join(f"{time:%Y-%m-%d}" for time in empty.to_index())
+        raise ValueError(f"{region_folder} has no valid {sensor} pixel on {days}: remove it or lower max_cloud.")
 
 
 def open_cube(cube_path: str | Path, sensor: str | None = None) -> xr.Dataset:
@@ -114,14 +128,40 @@ def open_cube(cube_path: str | Path, sensor: str | None = None) -> xr.Dataset:
     sensor = sensor or sensors(cube_path)[0]
     if sensor not in sensors(cube_path):
         raise ValueError(f"{cube_path} has no {sensor} acquisitions, only {sensors(cube_path)}.")
+    for name, array in zarr.open_group(cube_path, path=sensor, mode="r").arrays():
+        if array.ndim == 3 and (missing := array.nchunks - array.nchunks_initialized):
+            raise ValueError(f"{cube_path}/{sensor}/{name} lacks {missing} of its chunks: {_ANEW}.")
     return xr.open_zarr(cube_path, group=sensor, consolidated=False, decode_coords="all")
+
+
+def check(cube_path: str | Path) -> None:
+    """Read a whole cube and compare its checksums. Raises ValueError naming the file that is damaged or missing."""
+    for sensor in sensors(cube_path):
+        open_cube(cube_path, sensor)
+        for name, array in zarr.open_group(cube_path, path=sensor, mode="r").arrays():
+            for index in np.ndindex(array.cdata_shape):
+                try:
+                    array.blocks[index]
+                except (RuntimeError, ValueError) as error:
+                    path = Path(cube_path, sensor, name, "c", *map(str, index))
+                    raise ValueError(f"{path} is damaged ({error}): {_ANEW}.") from None
 
 
 def sensors(cube_path: str | Path) -> list[str]:
     """The sensors whose acquisitions a cube holds. Raises FileNotFoundError for a missing cube."""
     if not Path(cube_path).exists():
         raise FileNotFoundError(f"{cube_path} is missing: build the cube first.")
-    return [sensor for sensor in acquisitions.FEATURES if Path(cube_path, sensor).is_dir()]
+    return [sensor for sensor in FEATURES if Path(cube_path, sensor).is_dir()]
+
+
+def complete(cube_path: str | Path) -> xr.DataArray:
+    """Whether a pixel (y, x) has a value on every date of every sensor, so that any scenario can use it."""
+    whole = True
+    for sensor in sensors(cube_path):
+        group = open_cube(cube_path, sensor)
+        for name in group.data_vars:
+            whole = whole & np.isfinite(group[name]).all("time")
+    return whole.compute()
 
 
 def sar_features(
@@ -141,7 +181,7 @@ def sar_features(
     features = polarimetry.m_chi(matrix, convention=convention)[["ps", "pd", "pv"]]
     features = features.assign(vv_db=vv, vh_db=vh, cross_ratio_db=polarimetry.cross_ratio(vv, vh))
     features = features.assign(vv_amplitude=np.sqrt(matrix.c11), vh_amplitude=np.sqrt(matrix.c22))
-    return features[list(acquisitions.FEATURES["sar"])].astype("float32")
+    return features[list(FEATURES["sar"])].astype("float32")
 
 
 def c2_from_slc(files: Mapping[str, Path], rows: slice, columns: slice) -> xr.Dataset:
@@ -149,12 +189,9 @@ def c2_from_slc(files: Mapping[str, Path], rows: slice, columns: slice) -> xr.Da
 
     `rows` and `columns` count 10 m pixels of four range samples. NaN where both polarisations are 0.
     """
-    looks = round(acquisitions.SPACING["vv"][1] / acquisitions.SPACING["vv"][0])
+    looks = round(rasters.SPACING["vv"][1] / rasters.SPACING["vv"][0])
     window = Window.from_slices((rows.start, rows.stop), (columns.start * looks, columns.stop * looks))
-    amplitude = {}
-    for name in ("vv", "vh"):
-        with rasterio.open(files[name]) as file:
-            amplitude[name] = file.read(1, window=window) / np.float32(file.tags()["calibration"])
+    amplitude = {name: rasters.read_complex(files[name], window) for name in ("vv", "vh")}
     outside = (amplitude["vv"] == 0) & (amplitude["vh"] == 0)
     vv, vh = (xr.DataArray(np.where(outside, np.nan, a), dims=("y", "x"), name=n) for n, a in amplitude.items())
     return polarimetry.multilook(polarimetry.covariance(vv, vh), y=1, x=looks)
@@ -166,15 +203,14 @@ def optical_reflectance(files: Mapping[str, Path], rows: slice, columns: slice) 
     20 m bands come to 10 m by nearest neighbour: each 20 m pixel fills its four, so that no measured value
     changes and no cloud leaks into its neighbours.
     """
-    numbers = {}
+    planes = {}
     for name, path in files.items():
-        step = round(acquisitions.SPACING[name][0] / acquisitions.SPACING["red"][0])
+        step = round(rasters.SPACING[name][0] / rasters.PIXEL)
         window = Window.from_slices(*((s.start // step, -(-s.stop // step)) for s in (rows, columns)))
-        with rasterio.open(path) as file:
-            numbers[name] = file.read(1, window=window).repeat(step, axis=0).repeat(step, axis=1)
-    masked = np.isin(numbers.pop("scl"), acquisitions.MASKED_CLASSES)
-    planes = {n: np.where(masked | (v == 0), np.nan, v * np.float32(1e-4)) for n, v in numbers.items()}
-    return xr.Dataset({name: (("y", "x"), plane) for name, plane in planes.items()})
+        plane = rasters.read_classes(path, window) if name == "scl" else rasters.read_reflectance(path, window)
+        planes[name] = plane.repeat(step, axis=0).repeat(step, axis=1)
+    masked = np.isin(planes.pop("scl"), MASKED_CLASSES)
+    return xr.Dataset({name: (("y", "x"), np.where(masked, np.nan, plane)) for name, plane in planes.items()})
 
 
 def _blocks(read: Callable, shape: tuple[int, ...], chunk: int) -> da.Array:
@@ -191,17 +227,16 @@ def _blocks(read: Callable, shape: tuple[int, ...], chunk: int) -> da.Array:
 
 def _read_bands(path: Path, rows: slice, columns: slice) -> xr.Dataset:
     """Bands (y, x) of a raster by their descriptions."""
-    with rasterio.open(path) as file:
-        planes = file.read(window=Window.from_slices((rows.start, rows.stop), (columns.start, columns.stop)))
-        return xr.Dataset({name: (("y", "x"), p) for name, p in zip(file.descriptions, planes, strict=True)})
+    planes = rasters.read(path, Window.from_slices((rows.start, rows.stop), (columns.start, columns.stop)))
+    return xr.Dataset({name: (("y", "x"), plane) for name, plane in planes.items() if name})
 
 
 def _sar_block(grid, margin: int, options, files, rows: slice, columns: slice) -> np.ndarray:
     """Features (feature, time, y, x) of one block, computed with `margin` pixels around it."""
     if "features" in files[0]:
         series = xr.concat([_read_bands(each["features"], rows, columns) for each in files], "time")
-        planes = series[acquisitions.features(files[0])].to_dataarray("feature")
-        return planes.transpose("feature", "time", "y", "x").values.astype("float32")
+        planes = series[features_of(files[0])].to_dataarray("feature")
+        return planes.transpose("feature", "time", "y", "x").values
     wide, inner = [], {}
     for dim, part, end in zip(("y", "x"), (rows, columns), grid, strict=True):
         wide.append(slice(max(0, part.start - margin), min(end, part.stop + margin)))
@@ -209,7 +244,7 @@ def _sar_block(grid, margin: int, options, files, rows: slice, columns: slice) -
     c2 = [_read_bands(each["c2"], *wide) if "c2" in each else c2_from_slc(each, *wide) for each in files]
     c2 = xr.concat(c2, "time")
     if not np.isfinite(c2.c11).any():  # off the swath: nothing to filter
-        shape = len(acquisitions.FEATURES["sar"]), len(files), rows.stop - rows.start, columns.stop - columns.start
+        shape = len(FEATURES["sar"]), len(files), rows.stop - rows.start, columns.stop - columns.start
         return np.full(shape, np.nan, "float32")
     features = sar_features(c2, **options).isel(inner)
     return features.to_dataarray("feature").transpose("feature", "time", "y", "x").values
@@ -217,7 +252,7 @@ def _sar_block(grid, margin: int, options, files, rows: slice, columns: slice) -
 
 def _optical_block(files, rows: slice, columns: slice) -> np.ndarray:
     scenes = xr.concat([optical_reflectance(each, rows, columns) for each in files], "time")
-    planes = scenes[acquisitions.features(files[0])].to_dataarray("feature")
+    planes = scenes[features_of(files[0])].to_dataarray("feature")
     return planes.transpose("feature", "time", "y", "x").values
 
 

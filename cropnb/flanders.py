@@ -9,12 +9,13 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import rasterio
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.features import shapes
 from shapely.geometry import shape
+
+from cropnb import rasters
 
 RADAR, OPTICAL = 23, 3  # acquisitions of a season, as in the paper
 MONTHS = (5, 9)  # first and last of the season
@@ -51,23 +52,19 @@ def write_acquisitions(files, location: str, folder: str | Path) -> GeoBox:
     ground = classes.isin(CLEAR).mean(("y", "x")).to_numpy()
     chosen = [part[ground[part].argmax()] for part in np.array_split(np.arange(len(ground)), OPTICAL)]
 
-    folder, crs = Path(folder), f"EPSG:{int(bands.attrs['epsg'])}"
-    for time in radar.time.values:
+    left, top, crs = float(bands.x[0]) - 5, float(bands.y[0]) + 5, f"EPSG:{int(bands.attrs['epsg'])}"
+    grid = GeoBox((bands.sizes["y"], bands.sizes["x"]), Affine(10, 0, left, 0, -10, top), crs)
+    for time in pd.to_datetime(radar.time.values):
         date = radar.sel(time=time)
         planes = {"vv_db": date["VV"], "vh_db": date["VH"], "cross_ratio_db": date["VH"] - date["VV"]}
-        fine = {name: plane.values.repeat(2, axis=0).repeat(2, axis=1) for name, plane in planes.items()}
-        name = f"sar/S1_{pd.Timestamp(time):%Y%m%dT%H%M}_FEATURES.tif"
-        _geotiff(folder / name, fine, bands, crs, dtype="float32", nodata=np.nan)
-    for time in classes.time.values[chosen]:
-        scene = folder / f"optical/S2_{pd.Timestamp(time):%Y%m%d}"
-        for stem, source, name in (("B04_10m", bands, "B04"), ("B8A_20m", coarse, "B8A"), ("B11_20m", coarse, "B11")):
-            values = source[name].sel(time=time).fillna(0).values
-            number = np.where(values > 0, np.maximum(np.rint(1e4 * values), 1), 0)
-            _geotiff(scene / f"{stem}.tif", {name: number}, bands, crs, dtype="uint16", nodata=0)
-        known = {"SCL": classes.sel(time=time).values}
-        _geotiff(scene / "SCL_20m.tif", known, bands, crs, dtype="uint8", nodata=0)
-    left, top = float(bands.x[0]) - 5, float(bands.y[0]) + 5
-    return GeoBox((bands.sizes["y"], bands.sizes["x"]), Affine(10, 0, left, 0, -10, top), crs)
+        fine = {n: plane.values.repeat(2, axis=0).repeat(2, axis=1).astype("float32") for n, plane in planes.items()}
+        rasters.write(rasters.radar_path(folder, time, "FEATURES"), fine, grid, "float32", np.nan)
+    for time in pd.to_datetime(classes.time.values[chosen]):
+        reflectance = {"red": bands["B04"], "narrow_nir": coarse["B8A"], "swir1": coarse["B11"]}
+        seen = {name: band.sel(time=time) for name, band in reflectance.items()}
+        planes = {name: plane.where(plane > 0) for name, plane in seen.items()} | {"scl": classes.sel(time=time)}
+        rasters.write_optical(folder, time, planes, grid)
+    return grid
 
 
 def declarations(files, location: str, names) -> gpd.GeoDataFrame:
@@ -101,14 +98,3 @@ def _season(data):
     time = data["time"].dt
     months = (time.month >= MONTHS[0]) & (time.month <= MONTHS[1])
     return data.isel(time=(months & (time.year == time.year.max())).to_numpy())
-
-
-def _geotiff(path: Path, planes: dict, like, crs: str, **options) -> None:
-    """Write planes (y, x) as described bands over the extent of `like`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = next(iter(planes.values())).shape
-    step = 10 * like.sizes["y"] / height
-    options |= {"transform": Affine(step, 0, float(like.x[0]) - 5, 0, -step, float(like.y[0]) + 5), "crs": crs}
-    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, count=len(planes), **options) as file:
-        file.write(np.stack([*planes.values()]).astype(options["dtype"]))
-        file.descriptions = tuple(planes)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 import numpy as np
+import odc.geo.xr  # noqa: F401  (the .odc accessor)
 import pandas as pd
 import rasterio
 import rasterio.shutil
@@ -28,8 +29,8 @@ from scipy.ndimage import minimum_filter
 from shapely.geometry import box, mapping
 from tqdm import tqdm
 
-from . import cube, plotting, project, runs, samples, scenarios
-from .parcels import NO_PARCEL
+from cropnb import colours, cube, project, rasters, runs, samples, scenarios
+from cropnb.parcels import NO_PARCEL
 
 if TYPE_CHECKING:  # who reads a map needs no Keras, which takes seconds
     import keras
@@ -264,19 +265,14 @@ def _assemble(work: Path, steps: xr.DataArray, run: runs.Run, is_dense: bool, ti
     whole.mkdir()
     about = {name: run.record[name] for name in ("model", "features", "augmentation", "seed")}
     about |= {"inference": "dense" if is_dense else "patch by patch", "simulated": bool(steps.attrs["simulated"])}
-    profile = {
-        "driver": "GTiff", "dtype": "uint8", "nodata": NO_DATA, "tiled": True, "bigtiff": "if_safer",
-        "height": steps.sizes["y"], "width": steps.sizes["x"], "crs": steps.rio.crs, "transform": steps.rio.transform(),
-    }  # fmt: skip
+    grid, tags = steps.odc.geobox, {"classes": json.dumps(classes)} | about
     with (
-        rasterio.open(work / "crop.tif", "w", count=1, **profile) as crop,
-        rasterio.open(work / "probability.tif", "w", count=len(classes), **profile) as probability,
+        rasters.new(work / "crop.tif", grid, ["crop"], "uint8", NO_DATA, **tags) as crop,
+        rasters.new(work / "probability.tif", grid, classes, "uint8", NO_DATA, **tags) as probability,
     ):
-        colours = plotting.palette(classes).values()
-        crop.write_colormap(1, {code: tuple(bytes.fromhex(colour[1:])) for code, colour in enumerate(colours)})
-        probability.scales, probability.descriptions = len(classes) * (1 / LEVELS,), classes
-        for file in (crop, probability):
-            file.update_tags(classes=json.dumps(classes), **about)
+        shades = enumerate(colours.palette(classes).values())
+        crop.write_colormap(1, {code: tuple(bytes.fromhex(shade[1:])) for code, shade in shades})
+        probability.scales = len(classes) * (1 / LEVELS,)
         for tile in tiles:
             values = np.load(_tile_path(work, tile))
             crop.write(values[0], 1, window=tile)
@@ -297,7 +293,7 @@ def _stac_item(steps: xr.DataArray, classes: list[str], about: dict) -> dict:
     first, last = (f"{pd.Timestamp(time):%Y-%m-%dT%H:%M:%SZ}" for time in steps.time.values[[0, -1]])
     legend = [
         {"value": code, "name": re.sub(r"\W", "_", name), "title": name, "color_hint": colour[1:]}
-        for code, (name, colour) in enumerate(plotting.palette(classes).items())
+        for code, (name, colour) in enumerate(colours.palette(classes).items())
     ]
     legend.append({"value": NO_DATA, "name": "nodata", "title": "nodata", "nodata": True})
     cog = {"type": "image/tiff; application=geotiff; profile=cloud-optimized", "roles": ["data"]}

@@ -17,18 +17,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Okabe and Ito's colours, told apart by colour-blind readers; one per crop, everywhere.
-PALETTE = {"maize": "#E69F00", "soybean": "#009E73", "wheat": "#CC79A7", "other": "#7A7A7A"}
-_SPARE = ("#56B4E9", "#D55E00", "#0072B2", "#F0E442", "#44AA99", "#882255", "#332288", "#999933")
+from cropnb.colours import PALETTE, SPARE, palette
+
 _NETWORKS = ("#56B4E9", "#D55E00", "#0072B2", "#882255", "#44AA99", "#332288", "#999933")
 LOADER = "cropnb-bokehjs"  # class of the script that loads BokehJS
 SETS = {"train": "#0072B2", "validation": "#E69F00", "test": "#D55E00"}
-
-
-def palette(classes: Sequence[str]) -> dict[str, str]:
-    """Colour of each class: the fixed one of `PALETTE`, or the next spare one for crops it does not name."""
-    spare = iter(_SPARE * (len(classes) // len(_SPARE) + 1))
-    return {name: PALETTE.get(name) or next(spare) for name in classes}
 
 
 def network_colours(names: Iterable[str]) -> dict[str, str]:
@@ -51,7 +44,7 @@ def style() -> None:
             "legend.frameon": True,
         },
     )
-    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=[*PALETTE.values(), *_SPARE])
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=[*PALETTE.values(), *SPARE])
 
 
 def kilometres(ax: Axes) -> Axes:

@@ -60,16 +60,6 @@ def left_out(cube_path: str | Path) -> dict[str, str]:
     return reasons
 
 
-def complete(cube_path: str | Path) -> xr.DataArray:
-    """Whether a pixel (y, x) has a value on every date of every sensor, so that any scenario can use it."""
-    whole = True
-    for sensor in sensors(cube_path):
-        group = open_cube(cube_path, sensor)
-        for name in group.data_vars:
-            whole = whole & np.isfinite(group[name]).all("time")
-    return whole.compute()
-
-
 def fit_scaler(steps: xr.DataArray, rows: Sequence[int], columns: Sequence[int], method: str = "min-max") -> dict:
     """Linear scale of each sensor's channels over all dates, from the training pixels alone.
 

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import rasterio
 import xarray as xr
+from odc.geo.geobox import GeoBox
 from rasterio.features import rasterize
 from rasterio.warp import transform
 from scipy.ndimage import gaussian_filter
 from shapely.geometry import Polygon, box
 
-from cropnb import files, regions
+from cropnb import files, rasters, regions
 from cropnb import profiles as crop_profiles
 
 log = logging.getLogger(__name__)
@@ -142,11 +143,11 @@ def write(
     with files.whole(folder) as part:
         part.mkdir()
         parcels.to_parquet(part / "parcels.parquet", index=False)
-        _geotiff(part / "cropland.tif", fields.astype("uint8"), scene, nodata=255)
+        rasters.write(part / "cropland.tif", {"cropland": fields.astype("uint8")}, scene.grid, "uint8", 255)
         for time, track in radar_times:
-            _write_radar(part / "sar", time, track, scene)
+            _write_radar(part, time, track, scene)
         for date, cover in cloud_cover.items():
-            _write_optical(part / "optical", date, cover, scene)
+            _write_optical(part, date, cover, scene)
         regions.write_record(part, record)
     log.info("twin of %d parcels and %d acquisitions in %s", len(parcels), len(radar_times), folder)
     return folder
@@ -164,6 +165,11 @@ class Scene(NamedTuple):
     bounds: Sequence[float]
     crs: str
     seed: int
+
+    @property
+    def grid(self) -> GeoBox:
+        """The 10 m grid."""
+        return GeoBox.from_bbox(tuple(self.bounds), self.crs, resolution=PIXEL)
 
 
 def square(centre: Sequence[float], size: float, crs: str) -> tuple[float, ...]:
@@ -323,7 +329,6 @@ def _on_date(scene: Scene, time: pd.Timestamp) -> np.ndarray:
 
 def _write_radar(folder: Path, time: pd.Timestamp, track: str, scene: Scene) -> None:
     """One acquisition: circular Gaussian VV and VH with each pixel's covariance, 10 m in y and 2.5 m in x."""
-    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng([scene.seed, 1, int(f"{time:%Y%m%d}")])
     sigma0 = 10 ** (_on_date(scene, time)[:, :2] / 10)
     gain = np.repeat(10 ** (TEXTURE_DB * scene.texture[0] / 10), FINE, axis=1)
@@ -333,17 +338,15 @@ def _write_radar(folder: Path, time: pd.Timestamp, track: str, scene: Scene) -> 
     # <VV conj(VH)> = rho sqrt(<|VV|^2> <|VH|^2>).
     other = np.conj(rho) * first + np.sqrt(1 - abs(rho) ** 2) * second
     for name, values in {"VV": np.sqrt(vv) * first, "VH": np.sqrt(vh) * other}.items():
-        path = folder / f"S1_{time:%Y%m%dT%H%M}_{name}.tif"
         number = (CALIBRATION * values).view("float32").clip(-32767, 32767).view("complex64")
         tags = {"calibration": CALIBRATION, "orbit_track": track, "polarisation": name}
-        _geotiff(path, number, scene, nodata=0, dtype="complex_int16", **tags)
+        path = rasters.radar_path(folder, time, name)
+        rasters.write(path, {name: number}, scene.grid, "complex_int16", 0, **tags)
 
 
 def _write_optical(folder: Path, date: str, cover: float, scene: Scene) -> None:
     """One optical scene: three bands under clouds and their shadows, and a perfect scene classification."""
     time, texture = pd.Timestamp(date), scene.texture[1]
-    folder = folder / f"S2_{time:%Y%m%d}"
-    folder.mkdir(parents=True)
     rng = np.random.default_rng([scene.seed, 2, int(f"{time:%Y%m%d}")])
     cloud, shadow = _clouds(texture.shape, cover, rng)
     bands = []
@@ -354,10 +357,8 @@ def _write_optical(folder: Path, date: str, cover: float, scene: Scene) -> None:
     red, nir, swir, covered, shaded = (_coarsen(plane, 2) for plane in (*bands, cloud, shadow))
     conditions = [covered > 0.6, covered > 0, shaded > 0, nir < 0.08, nir > 2.3 * red]
     classes = np.select(conditions, [9, 8, 3, 6, 4], 5).astype("uint8")  # 5 bare, 4 vegetation, 6 water
-    for name, values in (("B04_10m", bands[0]), ("B8A_20m", nir), ("B11_20m", swir)):
-        number = np.rint(1e4 * values).clip(1, 65535).astype("uint16")
-        _geotiff(folder / f"{name}.tif", number, scene, nodata=0)
-    _geotiff(folder / "SCL_20m.tif", classes, scene, nodata=0)
+    planes = {"red": bands[0], "narrow_nir": nir, "swir1": swir, "scl": classes}
+    rasters.write_optical(folder, time, planes, scene.grid)
 
 
 def _clouds(shape, cover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -396,28 +397,6 @@ def _coarsen(values: np.ndarray, rows: int, columns: int | None = None) -> np.nd
     columns = columns or rows
     height, width = values.shape
     return values.reshape(height // rows, rows, width // columns, columns).mean(axis=(1, 3))
-
-
-def _geotiff(path: Path, values: np.ndarray, scene: Scene, *, nodata, dtype=None, **tags) -> None:
-    left, bottom, right, top = scene.bounds
-    height, width = values.shape
-    step_x, step_y = (right - left) / width, (top - bottom) / height
-    profile = {
-        "driver": "GTiff",
-        "height": height,
-        "width": width,
-        "count": 1,
-        "dtype": dtype or values.dtype,
-        "crs": scene.crs,
-        "transform": rasterio.Affine(step_x, 0, left, 0, -step_y, top),
-        "nodata": nodata,
-        "tiled": True,
-        "blockxsize": 256,
-        "blockysize": 256,
-    }
-    with rasterio.open(path, "w", **profile) as file:
-        file.write(values, 1)
-        file.update_tags(**tags)
 
 
 def _snap(bounds: Sequence[float]) -> tuple[float, ...]:

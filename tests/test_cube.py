@@ -115,8 +115,8 @@ def test_planted_backscatter_of_a_homogeneous_field_is_recovered(tmp_path):
         seed=3,
     )
     for time, track in twin.acquisition_times()[::2]:
-        twin._write_radar(tmp_path / "sar", time, track, scene)
-    twin._write_optical(tmp_path / "optical", "2017-06-10", 0.02, scene)
+        twin._write_radar(tmp_path, time, track, scene)
+    twin._write_optical(tmp_path, "2017-06-10", 0.02, scene)
     record = {"name": "field", "simulated": True, "crs": scene.crs, "bounds": scene.bounds, "pixel_size": 10}
     (tmp_path / "region.json").write_text(json.dumps(record))
     path = cube.build(tmp_path, tmp_path / "cube.zarr", polarimetric_filter=False)
@@ -257,7 +257,7 @@ def test_features_of_others_are_taken_as_they_are_and_what_lacks_is_left_out(spo
     reasons = scenarios.left_out(path)
     assert list(reasons) == ["backscatter", "optical+backscatter", "optical+m-chi", "optical", "amplitude"]
     assert reasons["optical"] == "the region has no narrow_nir"
-    assert scenarios.complete(path).any()
+    assert cube.complete(path).any()
     with pytest.raises(ValueError, match=r"cannot give the scenario 'optical', .* no narrow_nir: choose .*'m-chi'"):
         scenarios.scenario(path, "optical")
 
@@ -269,7 +269,7 @@ def test_a_region_with_one_sensor(spoilt, tmp_path, absent, kept):
     record |= {"sar_times": {}} if absent == "sar" else {"optical_dates": {}}
     (spoilt / "region.json").write_text(json.dumps(record))
     path = cube.build(spoilt, tmp_path / "cube.zarr")
-    assert cube.open_cube(path).rio.shape == scenarios.complete(path).shape
+    assert cube.open_cube(path).rio.shape == cube.complete(path).shape
     assert kept in scenarios.SCENARIOS.keys() - scenarios.left_out(path).keys()
     assert scenarios.left_out(path)["optical+m-chi"] == f"the region has no {absent} acquisitions"
     with pytest.raises(ValueError, match=f"has no {absent} acquisitions"):

@@ -137,7 +137,7 @@ def test_planted_backscatter_and_correlation_are_in_the_slc(tmp_path):
         seed=3,
     )
     twin._write_radar(tmp_path, twin.acquisition_times()[0][0], "A", scene)
-    vv, vh = (rasterio.open(next(tmp_path.glob(f"*{p}.tif"))).read(1) / twin.CALIBRATION for p in ("VV", "VH"))
+    vv, vh = (rasterio.open(next(tmp_path.glob(f"sar/*{p}.tif"))).read(1) / twin.CALIBRATION for p in ("VV", "VH"))
     assert np.mean(abs(vv) ** 2) == pytest.approx(10**-1.0, rel=0.02)
     assert np.mean(abs(vh) ** 2) == pytest.approx(10**-1.7, rel=0.02)
     # Fully developed single-look speckle: the standard deviation of intensity is its mean.
