@@ -2,8 +2,10 @@
 
 import difflib
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -13,13 +15,20 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from pyproj import CRS
+from pyproj.aoi import AreaOfInterest
+from pyproj.transformer import TransformerGroup
 from rasterio.features import rasterize
+
+from cropnb import regions, vectors
 
 log = logging.getLogger(__name__)
 
 NO_PARCEL, NO_CROP = 0, 255  # where nothing is known, or two crops claim the pixel
 SLIVER = 1.0  # square metres: neighbours digitised along one edge overlap by less
 FEWEST = 3  # parcels of a class: no parcel may serve two of the three sets
+MOST = 254  # classes: their numbers, and that of none, fit a byte
+SHIFT = 5.0  # metres, half a pixel: of a datum's shift that may stay undone
+LISTED = 40  # names that a sentence lists
 
 
 @dataclass(frozen=True)
@@ -29,96 +38,135 @@ class Report:
     read: int
     crs: str
     reprojected: int
+    left_out: int
     repaired: int
     dropped_parcels: int
     dropped_pieces: int
+    duplicates: int
+    outside: int
+    same_crop_overlaps: int
     overlaps: pd.DataFrame
-    per_class: dict
+    per_class: dict[str, int]
+
+    def counts(self) -> dict[str, int]:
+        """Everything that is counted, in words."""
+        fields = vars(self) | {f"reprojected from {self.crs}": self.reprojected, "overlaps": len(self.overlaps)}
+        words = {name.replace("_", " "): n for name, n in fields.items() if name not in ("crs", "reprojected")}
+        return words | words.pop("per class")
 
     def table(self) -> pd.DataFrame:
         """Return the counts, one a row."""
-        counts = {
-            "read": self.read,
-            f"reprojected from {self.crs}": self.reprojected,
-            "repaired": self.repaired,
-        }
-        counts |= {
-            "dropped, no polygon": self.dropped_parcels,
-            "pieces dropped by repairs": self.dropped_pieces,
-        }
-        counts |= {"overlapping pairs with different crops": len(self.overlaps)} | self.per_class
-        return pd.Series(counts, name="count").rename_axis("parcels").to_frame()
+        return pd.Series(self.counts(), name="count").rename_axis("parcels").to_frame()
 
 
-def read(path, *, crs, crop_column="crop", id_column=None, mapping=None, classes):
+def read(
+    path: str | Path,
+    *,
+    crs: Any,
+    classes: Sequence[str],
+    layer: str = "",
+    own_crs: str = "",
+    crop_column: str = "crop",
+    id_column: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    leave_out: Iterable[str | None] = (),
+    grid: GeoBox | None = None,
+) -> tuple[gpd.GeoDataFrame, Report]:
     """Read labels from any vector file, check them, and bring them to the grid's CRS.
 
-    path: a file geopandas reads (GeoPackage, shapefile, GeoJSON, GeoParquet, ...).
-    crs: the CRS of the cube, projected, in metres.
-    id_column: positive whole numbers, each once; without it parcels are numbered from 1.
-    mapping: the file's crop names to `classes`; a name that is already a class needs no entry.
+    Crops are compared as text: 111, 111.0 and "111" are one, and so are an accented letter and its two parts.
+
+    Parameters
+    ----------
+    path
+        A file geopandas reads (GeoPackage, shapefile, GeoJSON, GeoParquet, ...).
+    crs
+        The CRS of the cube, projected, in metres.
+    layer
+        Which layer of the file, where it has several with polygons.
+    own_crs
+        The CRS of the file, where the file lacks it or knows it less well.
+    id_column
+        Positive whole numbers, each once; without it parcels are numbered from 1.
+    mapping
+        The file's crops to `classes`; one that is already a class needs no entry.
+    leave_out
+        The file's crops whose parcels are no labels; None is a parcel without a crop.
+    grid
+        Parcels that do not touch it are dropped.
 
     Returns a GeoDataFrame (parcel_id int64, crop str, geometry in `crs`) and a Report. Overlapping parcels
     stay: `rasterise` gives their contested pixels to nobody.
+
     Raises FileNotFoundError, or ValueError naming the file, what is wrong and the remedy.
     """
-    path, crs, classes = Path(path), CRS(crs), list(classes)
+    path, crs, classes = Path(path), CRS(crs), [vectors.text(name) for name in classes]
     if not crs.is_projected or crs.axis_info[0].unit_name != "metre":
-        raise ValueError(f"parcels need a projected CRS in metres, not {crs.name}: give the cube's")
-    frame = _open(path)
-    columns = {
-        "parcel_id": _ids(frame, path, id_column),
-        "crop": _crops(frame, path, crop_column, mapping, classes),
-    }
-    geometry, repaired, pieces = _repair(frame.geometry)
-    geometry = geometry.to_crs(crs)
-    found = ~geometry.is_empty & np.isfinite(geometry.bounds).all(axis=1)
-    parcels = gpd.GeoDataFrame(columns, geometry=geometry)[found].reset_index(drop=True)
-    per_class = {crop: int((parcels["crop"] == crop).sum()) for crop in classes}
-    if few := {crop: n for crop, n in per_class.items() if n < FEWEST}:
-        raise ValueError(
-            f"{path} has too few parcels of {few}, three sets need {FEWEST} each: "
-            "map the crop to another class, or leave it out of the classes"
-        )
-    overlaps, moved = _overlaps(parcels), len(frame) if frame.crs != crs else 0
-    theirs, dropped = frame.crs.to_string(), int((~found).sum())
-    if moved:
-        log.warning("%s: reprojected from %s to %s", path, theirs, crs.to_string())
-    if repaired or dropped:
-        log.warning("%s: %d polygons repaired, %d parcels dropped", path, repaired, dropped)
-    for pair in overlaps.itertuples(index=False):
+        raise ValueError(f"Parcels need a projected CRS in metres, not {crs.name}: give the cube's.")
+    if len(set(classes)) < len(classes) or len(classes) > MOST:
+        raise ValueError(f"The {len(classes)} classes for {path} are to differ, and to be at most {MOST}.")
+    frame = vectors.read(path, layer, own_crs)
+    ids = _ids(frame, path, id_column)
+    crops = _crops(frame, path, crop_column, mapping or {}, classes, {vectors.text(name) for name in leave_out})
+    kept = crops != ""
+    _check_polygons(frame.geometry[kept], path)
+    _check_shift(frame, crs, path)
+    geometry, repaired, pieces = _repair(frame.geometry[kept])
+    projected = geometry.to_crs(crs)
+    found = (~projected.is_empty & np.isfinite(projected.bounds).all(axis=1)).to_numpy()
+    columns = {"parcel_id": ids[kept], "crop": crops[kept]}
+    parcels = gpd.GeoDataFrame(columns, geometry=projected.to_numpy(), crs=crs)[found]
+    inside = parcels.intersects(grid.extent.geom) if grid else pd.Series(True, parcels.index)
+    if not inside.any():
+        raise ValueError(f"{path} has no parcel on the raster{_elsewhere(parcels, geometry, grid)}.")
+    parcels = parcels[inside]
+    key = pd.DataFrame({"crop": parcels["crop"], "shape": shapely.to_wkb(shapely.normalize(parcels.geometry))})
+    twice = key.duplicated().to_numpy()
+    parcels = parcels[~twice].reset_index(drop=True)
+    _check_numbers(parcels, path, classes, int((~inside).sum()))
+    overlaps, same = _overlaps(parcels)
+    _check_background(parcels, overlaps, path)
+    report = Report(
+        read=len(frame),
+        crs=frame.crs.to_string(),
+        reprojected=len(frame) if frame.crs != crs else 0,
+        left_out=int((~kept).sum()),
+        repaired=repaired,
+        dropped_parcels=int((~found).sum()),
+        dropped_pieces=pieces,
+        duplicates=int(twice.sum()),
+        outside=int((~inside).sum()),
+        same_crop_overlaps=same,
+        overlaps=overlaps,
+        per_class={crop: int((parcels["crop"] == crop).sum()) for crop in classes},
+    )
+    changed = {name: n for name, n in report.counts().items() if n and name not in ("read", *classes)}
+    if changed:
+        log.warning("%s, %d parcels: %s", path, len(frame), "; ".join(f"{name} {n}" for name, n in changed.items()))
+    for pair in overlaps.head(LISTED).itertuples(index=False):
         log.warning("%s: parcels %d (%s) and %d (%s) overlap by %.0f m2, which nobody gets", path, *pair)
-    return parcels, Report(len(frame), theirs, moved, repaired, dropped, pieces, overlaps, per_class)
+    return parcels, report
 
 
-def within(parcels: gpd.GeoDataFrame, grid: GeoBox) -> gpd.GeoDataFrame:
-    """Return the parcels that touch the raster; the others are dropped and counted in the log.
-
-    Raises ValueError, with both bounds and both CRS, when none does.
-    """
-    ours, theirs = np.round(parcels.total_bounds).tolist(), np.round(grid.boundingbox.bbox).tolist()
-    where = f"parcels span {ours} in {parcels.crs.to_string()}, the raster {theirs} in {grid.crs}"
-    if parcels.crs != CRS(str(grid.crs)):
-        raise ValueError(f"{where}: read the parcels with crs={str(grid.crs)!r}")
-    inside = parcels[parcels.intersects(grid.extent.geom)]
-    if inside.empty:
-        raise ValueError(f"no parcel lies on the raster, {where}: check the label file's CRS and the region")
-    if outside := len(parcels) - len(inside):
-        log.warning("%d of %d parcels lie outside the raster and are dropped", outside, len(parcels))
-    return inside.reset_index(drop=True)
+def labelled(folder: str | Path) -> tuple[gpd.GeoDataFrame, xr.Dataset]:
+    """The parcels of a region folder, and their labels on its grid, as of `rasterise`."""
+    record = regions.read_record(folder)
+    parcels = gpd.read_parquet(Path(folder) / "parcels.parquet")
+    grid = GeoBox.from_bbox(record["bounds"], record["crs"], resolution=record["pixel_size"])
+    return parcels, rasterise(parcels, grid, list(record["crop_shares"]))
 
 
-def rasterise(parcels: gpd.GeoDataFrame, grid: GeoBox, classes) -> xr.Dataset:
+def rasterise(parcels: gpd.GeoDataFrame, grid: GeoBox, classes: Sequence[str]) -> xr.Dataset:
     """Draw parcels on the grid: a pixel belongs to the parcel that holds its centre.
 
     Returns parcel (y, x) int32, 0 where there is none, and crop (y, x) uint8, the position in `classes`, 255
     where there is none. A pixel claimed for two crops gets neither.
     """
     if unknown := sorted(set(parcels["crop"]) - set(classes)):
-        raise ValueError(f"crops {unknown} are not among the classes {list(classes)}: read them with a mapping")
+        raise ValueError(f"Crops {unknown} are not among the classes {list(classes)}: read them with a mapping.")
     ids = parcels["parcel_id"].to_numpy()
     if len(np.unique(ids)) < len(ids) or ids.min() < 1 or ids.max() > np.iinfo(np.int32).max:
-        raise ValueError("parcel_id must be distinct whole numbers from 1 to 2147483647: renumber the parcels")
+        raise ValueError("parcel_id must be distinct whole numbers from 1 to 2147483647: renumber the parcels.")
     options = {"out_shape": grid.shape, "transform": grid.affine}
     parcel = rasterize(zip(parcels.geometry, ids.tolist(), strict=True), fill=NO_PARCEL, dtype="int32", **options)
     crop, claims = np.full(grid.shape, NO_CROP, np.uint8), np.zeros(grid.shape, np.uint8)
@@ -138,79 +186,133 @@ def rasterise(parcels: gpd.GeoDataFrame, grid: GeoBox, classes) -> xr.Dataset:
 
 
 def statistics(parcels: gpd.GeoDataFrame, labels: xr.Dataset) -> pd.DataFrame:
-    """Return what Figure 2 draws, a row a class: parcels, pixels, share of pixels, mean and median size."""
+    """Return what Figure 2 draws, a row a class: parcels, pixels, share of pixels, mean and median size (ha)."""
     classes = labels.attrs["classes"]
     pixels = np.bincount(labels["crop"].values.ravel(), minlength=NO_CROP + 1)[: len(classes)]
     hectares = (parcels.area / 1e4).groupby(parcels["crop"]).agg(["size", "mean", "median"]).reindex(classes)
-    columns = {
-        "parcels": hectares["size"].fillna(0).astype(int),
-        "pixels": pixels,
-        "share": pixels / pixels.sum(),
-    }
+    columns = {"parcels": hectares["size"].fillna(0).astype(int), "pixels": pixels, "share": pixels / pixels.sum()}
     return pd.DataFrame(columns | {"mean_ha": hectares["mean"], "median_ha": hectares["median"]}).rename_axis("crop")
 
 
-def _open(path: Path) -> gpd.GeoDataFrame:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give the path of a vector file with the parcels")
-    try:
-        frame = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is no vector file geopandas reads, convert it to GeoPackage: {error}") from error
-    if not isinstance(frame, gpd.GeoDataFrame):
-        raise ValueError(f"{path} is a table without geometry: give a vector file with the parcels' polygons")
-    if frame.empty:
-        raise ValueError(f"{path} holds no parcels: check the export that wrote it")
-    if frame.crs is None:
-        raise ValueError(f"{path} has no CRS: write it into the file (GeoDataFrame.set_crs), never guess it")
-    return frame.reset_index(drop=True)
-
-
-def _column(frame, path, column, option) -> pd.Series:
+def _column(frame: gpd.GeoDataFrame, path: Path, column: str, option: str) -> pd.Series:
     if column not in frame:
         columns = [str(name) for name in frame.columns if name != frame.geometry.name]
         close = difflib.get_close_matches(column, columns, n=1, cutoff=0.4)
         remedy = f"{option}={close[0]!r}" if close else f"{option} to one of them"
-        raise ValueError(f"{path} has no column {column!r} but {columns}: set {remedy}")
+        raise ValueError(f"{path} has no column {column!r} but {columns}: set {remedy}.")
     return frame[column]
 
 
-def _crops(frame, path, column, mapping, classes) -> np.ndarray:
-    """Return the class of each parcel; raise with every unknown name, its count and the key to add."""
-    mapping, names = mapping or {}, _column(frame, path, column, "crop_column").astype(object)
+def _crops(frame, path: Path, column: str, mapping, classes: list[str], leave_out: set[str]) -> np.ndarray:
+    """Class of each parcel, "" where it is left out; raise with every unknown name, its count and the key to add."""
+    given = _column(frame, path, column, "crop_column").astype(object)
+    if len(several := given[given.map(lambda value: isinstance(value, list | tuple | dict | np.ndarray))]):
+        raise ValueError(
+            f"{path} has several values in {column!r}, as {several.iloc[0]!r}: write a column with one crop a parcel."
+        )
+    mapping = {vectors.text(name): vectors.text(target) for name, target in mapping.items()}
     if wrong := {name: target for name, target in mapping.items() if target not in classes}:
-        raise ValueError(f"the mapping for {path} leads to no class: {wrong}, where the classes are {classes}")
-    names = names.where(names.notna(), "")
-    crops = names.map(lambda name: mapping.get(name, name))
-    if len(unknown := names[~crops.isin(classes)].value_counts()):
-        found = ", ".join(f"{name!r} ({n})" for name, n in unknown.items())
-        keys = ", ".join(f"{name!r}: {classes[-1]!r}" for name in unknown.index)
+        raise ValueError(f"The mapping for {path} leads to no class: {wrong}, where the classes are {classes}.")
+    if both := leave_out & (set(mapping) | set(classes)):
+        raise ValueError(f"{path}: {sorted(both)} are crops of a class and left out as well: choose one.")
+    names = given.map(vectors.text)
+    crops = names.map(lambda name: "" if name in leave_out else mapping.get(name, name))
+    if len(unknown := names[~crops.isin(classes) & ~names.isin(leave_out)].value_counts()):
+        shown = unknown.head(LISTED)
+        found = ", ".join(f"{name!r} ({n})" for name, n in shown.items()) + ", ..." * (len(unknown) > LISTED)
+        keys = ", ".join(f"{name!r}: {classes[-1]!r}" for name in shown.index)
         raise ValueError(
             f"{path} has {len(unknown)} crop names that are no class (parcels of each in brackets): {found}; "
-            f"add  them to the mapping, each to one of {classes}, such as {{{keys}}}"
+            f"add them to the mapping, each to one of {classes}, such as {{{keys}}}, or to leave_out."
         )
     return crops.to_numpy(object)
 
 
-def _ids(frame, path, column) -> np.ndarray:
+def _ids(frame: gpd.GeoDataFrame, path: Path, column: str | None) -> np.ndarray:
     if column is None:
         return np.arange(1, len(frame) + 1, dtype=np.int64)
     given = _column(frame, path, column, "id_column")
     ids = pd.to_numeric(given, errors="coerce")
-    if len(bad := given[~(ids > 0) | (ids % 1 != 0) | ids.duplicated(keep=False)]):
+    wrong = ~(ids > 0) | (ids > np.iinfo(np.int32).max) | (ids % 1 != 0) | ids.duplicated(keep=False)
+    if len(bad := given[wrong]):
         raise ValueError(
-            f"{path}: {len(bad)} values of {column!r} are not a positive whole number of their own, "
-            f"the first is {bad.tolist()[0]!r}: leave id_column out to number the parcels from 1"
+            f"{path}: {len(bad)} values of {column!r} are not a positive whole number of their own, up to 2147483647; "
+            f"the first is {bad.tolist()[0]!r}: leave id_column out to number the parcels from 1."
         )
     return ids.to_numpy(np.int64)
 
 
+def _check_polygons(geometry: gpd.GeoSeries, path: Path) -> None:
+    """Raise where no kept parcel has a surface."""
+    kinds = geometry.geom_type.value_counts()
+    if not set(kinds.index) & {"Polygon", "MultiPolygon", "GeometryCollection"}:
+        found = ", ".join(f"{n} of type {kind}" for kind, n in kinds.items()) or "none with a geometry"
+        raise ValueError(f"{path} holds {found} and no polygon: parcels are areas, no points or lines.")
+
+
+def _check_shift(frame: gpd.GeoDataFrame, crs: CRS, path: Path) -> None:
+    """Raise where PROJ cannot shift the file's datum to the grid's, and that may matter."""
+    place = AreaOfInterest(*frame.to_crs(4326).total_bounds)
+    best = TransformerGroup(frame.crs, crs, always_xy=True, area_of_interest=place).transformers[:1]
+    if not best or "Ballpark" not in best[0].description:
+        return
+    source, target = frame.crs.geodetic_crs, crs.geodetic_crs
+    x, y = (place.west_lon_degree + place.east_lon_degree) / 2, (place.south_lat_degree + place.north_lat_degree) / 2
+    known = [t for t in TransformerGroup(source, target, always_xy=True).transformers if t.accuracy >= 0]
+    metres = [source.get_geod().inv(x, y, *t.transform(x, y))[2] for t in known]
+    alike = abs(source.ellipsoid.semi_major_metre - target.ellipsoid.semi_major_metre) < 1
+    if max(metres, default=0.0 if alike else np.inf) > SHIFT:
+        size = f"those known elsewhere move by {min(metres):.0f} to {max(metres):.0f} m" if metres else "often 100 m"
+        raise ValueError(
+            f"{path} is in {frame.crs.name}, whose shift to {target.name} is not known here ({size}): set the key crs "
+            "to the file's CRS with the shift of its survey (+proj=... +towgs84=dx,dy,dz), or write it in another CRS."
+        )
+
+
+def _elsewhere(parcels: gpd.GeoDataFrame, geometry: gpd.GeoSeries, grid: GeoBox | None) -> str:
+    """Where the parcels lie instead, and whether their axes are swapped."""
+    if grid is None:
+        return f": none of them can be brought to {parcels.crs.to_string()}, check the file's CRS"
+    turned = gpd.GeoSeries(shapely.transform(geometry.to_numpy(), lambda xy: xy[:, ::-1]), crs=geometry.crs)
+    theirs, ours = np.round(parcels.total_bounds).tolist(), np.round(grid.boundingbox.bbox).tolist()
+    where = f": parcels span {theirs} in {parcels.crs.to_string()}, the raster {ours} in {grid.crs}; "
+    if turned.to_crs(parcels.crs).intersects(grid.extent.geom).any():
+        return f"{where}with x and y swapped they would meet: write the file anew, x or longitude first"
+    return f"{where}check the file's CRS and the region"
+
+
+def _check_numbers(parcels: gpd.GeoDataFrame, path: Path, classes: list[str], outside: int) -> None:
+    counts = parcels["crop"].value_counts().reindex(classes, fill_value=0)
+    if few := {crop: int(n) for crop, n in counts.items() if n < FEWEST}:
+        where = f" inside the region ({outside} parcels lie outside)" if outside else ""
+        raise ValueError(
+            f"{path} has too few parcels of {few}{where}, three sets need {FEWEST} each: "
+            "map the crop to another class, or leave it out."
+        )
+
+
+def _check_background(parcels: gpd.GeoDataFrame, overlaps: pd.DataFrame, path: Path) -> None:
+    """Raise where polygons of another crop lie under most of a class."""
+    pairs = [overlaps[["first", "m2"]], overlaps[["second", "m2"]].set_axis(["first", "m2"], axis=1)]
+    lost = pd.concat(pairs).groupby("first")["m2"].sum().reindex(parcels["parcel_id"], fill_value=0).to_numpy()
+    area = parcels.area.to_numpy()
+    table = pd.DataFrame({"crop": parcels["crop"], "lost": np.minimum(lost, area), "area": area})
+    sums = table.groupby("crop")[["lost", "area"]].sum()
+    if (sums["lost"] > sums["area"] / 2).any():
+        worst = pd.concat([overlaps["first"], overlaps["second"]]).value_counts()
+        names = ", ".join(sums.index[sums["lost"] > sums["area"] / 2])
+        raise ValueError(
+            f"{path}: most of the area of {names} is claimed for another crop too. Parcel {worst.index[0]} overlaps "
+            f"{worst.iloc[0]} parcels of other crops: is it a background? Leave it out, or cut it at the parcels."
+        )
+
+
 def _repair(geometry: gpd.GeoSeries) -> tuple[gpd.GeoSeries, int, int]:
     """Make all valid polygons or multipolygons; count also what was repaired and pieces dropped."""
-    shapes = geometry.to_numpy().copy()
+    shapes = shapely.force_2d(geometry.to_numpy())
     shapes[shapely.is_missing(shapes)] = shapely.Polygon()
     invalid = ~shapely.is_valid(shapes)
-    shapes[invalid] = shapely.make_valid(shapes[invalid])
+    shapes[invalid] = shapely.make_valid(shapes[invalid], method="structure", keep_collapsed=False)
     dropped = 0
     for i in np.flatnonzero(~np.isin(shapely.get_type_id(shapes), (3, 6))):  # not a polygon, not several
         parts = shapely.get_parts(shapely.get_parts(shapes[i]))
@@ -220,12 +322,13 @@ def _repair(geometry: gpd.GeoSeries) -> tuple[gpd.GeoSeries, int, int]:
     return gpd.GeoSeries(shapes, index=geometry.index, crs=geometry.crs), int(invalid.sum()), dropped
 
 
-def _overlaps(parcels: gpd.GeoDataFrame) -> pd.DataFrame:
-    """Return the pairs of parcels with different crops that overlap by more than a sliver."""
+def _overlaps(parcels: gpd.GeoDataFrame) -> tuple[pd.DataFrame, int]:
+    """Return the pairs of parcels with different crops that overlap by more than a sliver, and how many of one crop."""
     first, second = parcels.sindex.query(parcels.geometry, predicate="intersects")
+    first, second = first[first < second], second[first < second]
     crop, ids, shapes = (parcels[name].to_numpy() for name in ("crop", "parcel_id", "geometry"))
-    differ = (first < second) & (crop[first] != crop[second])
-    first, second = first[differ], second[differ]
     area = shapely.area(shapely.intersection(shapes[first], shapes[second]))
     pairs = {"first": ids[first], "crop": crop[first], "second": ids[second], "other_crop": crop[second]}
-    return pd.DataFrame(pairs | {"m2": area})[area > SLIVER].reset_index(drop=True)
+    table = pd.DataFrame(pairs | {"m2": area})[area > SLIVER]
+    differ = table["crop"] != table["other_crop"]
+    return table[differ].reset_index(drop=True), int((~differ).sum())

@@ -1,7 +1,7 @@
 """Making a region's folder, which `cropnb.cube` reads: simulated, from Sentinel products, or from Flanders' patches."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import geopandas as gpd
@@ -29,7 +29,7 @@ def prepare(
             options = region.model_dump(exclude={"source", "block_size", "features", "sites"})
             return twin.write(folder, **options, size=size, block_size=block_size, seed=seed)
         case regions.Patches():
-            make = _from_patches
+            make: Callable[..., dict] = _from_patches
         case regions.Measured():
             make = _from_products
         case regions.Points():
@@ -44,7 +44,8 @@ def prepare(
 
 def _from_patches(region: regions.Patches, folder: Path) -> dict:
     """Write a place of Flanders and its declared parcels; what region.json records."""
-    patches, class_of = data.fetch("flanders_patches"), {}
+    patches = data.fetch("flanders_patches")
+    class_of: dict[str, str] = {}
     for name, crops in region.labels.items():
         class_of |= dict.fromkeys(crops, name)
     grid = flanders.write_acquisitions(patches, region.location, folder)
@@ -58,36 +59,44 @@ def _from_patches(region: regions.Patches, folder: Path) -> dict:
     return describe(fields, list(region.labels), grid) | {"max_cloud": 1.01}  # the clearest, however cloudy
 
 
+def check(region: regions.Measured) -> tuple[GeoBox, gpd.GeoDataFrame, parcels.Report]:
+    """What can be known in a second, before hours of products: the grid, and the parcels that touch it.
+
+    Raises what `Measured.grid` and `cropnb.parcels.read` raise.
+    """
+    if region.dataset:
+        data.fetch(region.dataset)
+    grid, labels = region.grid(), region.labels
+    options = labels.model_dump(exclude={"file", "crs"})
+    path = region.place(labels.file)
+    fields, report = parcels.read(path, crs=region.crs, own_crs=labels.crs, grid=grid, **options)
+    return grid, fields, report
+
+
 def _from_products(region: regions.Measured, folder: Path) -> dict:
-    """Bring a region's SAFE products, labels and cropland onto its grid; what region.json records."""
+    """Bring a region's labels, cropland and SAFE products onto its grid; what region.json records."""
     from cropnb.sentinel import optical, slc  # of the extra `sentinel`, which other regions can do without
 
-    grid, source = region.grid(), region.folder()
-    found = sorted(source.glob("*.SAFE"))
+    grid, fields, report = check(region)
+    fields.to_parquet(folder / "parcels.parquet", index=False)
+    mask = region.place(region.cropland) if region.cropland else None
+    write_cropland(mask, fields, grid, folder / "cropland.tif", codes=region.cropland_codes)
+    source = region.folder()
+    found = sorted(source.rglob("*.SAFE"))
     radar = [path for path in found if region.sentinel1 and path.name.startswith("S1")]
     scenes = [path for path in found if region.sentinel2 and path.name.startswith("S2")]
     if not found:
         raise FileNotFoundError(f"{source} holds no product (*.SAFE): python -m cropnb.sentinel fetch brings them.")
-    dem = Path(region.dem or source / "dem.tif")
+    dem = region.place(region.dem) if region.dem else source / "dem.tif"
     if radar and not dem.is_file():
         raise FileNotFoundError(f"The elevation raster {dem} of {region.name} is missing: the key dem names another.")
     for product in radar:
         slc.write(product, dem, grid, folder, undulation=region.undulation)
     for product in scenes:
         optical.write(product, grid, folder)
-    fields, _ = parcels.read(
-        region.labels.file,
-        crs=region.crs,
-        crop_column=region.labels.crop_column,
-        id_column=region.labels.id_column,
-        mapping=region.labels.mapping,
-        classes=region.labels.classes,
-    )
-    fields = parcels.within(fields, grid)
-    fields.to_parquet(folder / "parcels.parquet", index=False)
-    write_cropland(region.cropland, fields, grid, folder / "cropland.tif")
-    max_cloud = region.sentinel2.max_cloud if region.sentinel2 else 1.0
-    return describe(fields, region.labels.classes, grid) | {"max_cloud": max_cloud}
+    record = describe(fields, region.labels.classes, grid)
+    record |= {"max_cloud": region.sentinel2.max_cloud if region.sentinel2 else 1.0}
+    return record | {"labels": {"file": region.labels.file} | report.counts()}
 
 
 def describe(fields: gpd.GeoDataFrame, classes: Sequence[str], grid: GeoBox) -> dict:
@@ -97,17 +106,49 @@ def describe(fields: gpd.GeoDataFrame, classes: Sequence[str], grid: GeoBox) -> 
     return {"crs": str(grid.crs), "bounds": list(grid.boundingbox.bbox), "crop_shares": shares}
 
 
-def write_cropland(mask: str | Path, fields: gpd.GeoDataFrame, grid: GeoBox, path: Path) -> None:
-    """Write the cropland mask (uint8, 1 cropland, 255 unknown) on the grid; the parcels' where `mask` is empty."""
-    values = np.zeros(grid.shape, "uint8")
+def write_cropland(
+    mask: str | Path | None, fields: gpd.GeoDataFrame, grid: GeoBox, path: Path, codes: Sequence[int] = ()
+) -> None:
+    """Write the cropland mask (uint8, 1 cropland, 255 unknown) on the grid; the parcels' where `mask` is empty.
+
+    Cropland is where the mask has one of `codes`; without them it is to be a mask or a fraction, above 0 there.
+    Raises ValueError for other numbers, and where nothing of the grid is known or is cropland.
+    """
     if mask:
-        with rasterio.open(mask) as file:
-            band = rasterio.band(file, 1)
-            rasterio.warp.reproject(band, values, dst_transform=grid.affine, dst_crs=str(grid.crs), dst_nodata=0)
-        values = (values > 0).astype("uint8")
+        cropland = _read_mask(Path(mask), grid, codes)
     else:
-        values = (parcels.rasterise(fields, grid, sorted(set(fields["crop"])))["parcel"].values > 0).astype("uint8")
+        cropland = (parcels.rasterise(fields, grid, sorted(set(fields["crop"])))["parcel"].values > 0).astype("uint8")
     options = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": 255, "crs": str(grid.crs)}
     options |= {"height": grid.shape[0], "width": grid.shape[1], "transform": grid.affine, "tiled": True}
     with rasterio.open(path, "w", **options) as file:
-        file.write(values, 1)
+        file.write(cropland, 1)
+
+
+def _read_mask(mask: Path, grid: GeoBox, codes: Sequence[int]) -> np.ndarray:
+    """Cropland (1), other land (0) and unknown (255) of a raster, nearest neighbour on the grid (y, x), uint8."""
+    if not mask.is_file():
+        raise FileNotFoundError(f"The cropland mask {mask} does not exist: the key cropland names another, or none.")
+    values = np.full(grid.shape, np.nan, "float32")
+    with rasterio.open(mask) as file:
+        if file.crs is None:
+            raise ValueError(f"The cropland mask {mask} has no CRS: write it into the file.")
+        band, place = rasterio.band(file, 1), {"dst_transform": grid.affine, "dst_crs": str(grid.crs)}
+        rasterio.warp.reproject(band, values, **place, dst_nodata=np.nan)
+        whole = file.dtypes[0] == "uint8" and file.nodata is None
+    values[(values == 255) & (whole and 255 not in codes)] = np.nan  # a byte's usual word for no data
+    unknown = np.isnan(values)
+    found = np.unique(values[~unknown])
+    if not found.size:
+        raise ValueError(f"The cropland mask {mask} knows nothing of the region: is it of another place?")
+    if not codes and not (set(found) <= {0, 100} or (found[0] >= 0 and found[-1] <= 1)):
+        raise ValueError(
+            f"The cropland mask {mask} has values such as {found[:12].tolist()}, neither a mask nor fractions: "
+            "name the values that are cropland with the key cropland_codes, or divide per cent by 100."
+        )
+    cropland = np.isin(values, codes) if codes else values > 0
+    if not cropland.any():
+        raise ValueError(f"The cropland mask {mask} has no cropland in the region, only {found[:12].tolist()}.")
+    if unknown.any() or cropland.all():
+        shares = 100 * cropland.mean(), 100 * unknown.mean()
+        log.warning("cropland mask %s: %.1f per cent of the region is cropland, %.1f unknown", mask, *shares)
+    return np.where(unknown, 255, cropland).astype("uint8")

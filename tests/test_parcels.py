@@ -6,13 +6,15 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from shapely.geometry import GeometryCollection, LineString, MultiPolygon, Point, Polygon, box
 
-from cropnb.parcels import rasterise, read, statistics, within
+from cropnb.parcels import rasterise, read, statistics
 
 CLASSES = ("maize", "soybean", "wheat", "other")
 CRS = "EPSG:32652"
@@ -56,7 +58,7 @@ def test_labels_in_another_crs_are_reprojected_and_it_is_said(tmp_path, caplog):
         parcels, report = read(path, crs=CRS, classes=CLASSES)
     assert report.reprojected == 12
     assert report.crs == "EPSG:4326"
-    assert f"{path}: reprojected from EPSG:4326 to EPSG:32652" in caplog.text
+    assert f"{path}, 12 parcels: reprojected from EPSG:4326 12" in caplog.text
     assert np.allclose(parcels.total_bounds, table().total_bounds, atol=1e-3)
 
 
@@ -76,7 +78,7 @@ def test_polygons_are_repaired_or_dropped_and_counted(tmp_path):
     assert report.read == 17
     assert report.repaired == 2
     assert report.dropped_parcels == 2
-    assert report.dropped_pieces == 3  # the line left of the spike, the point and line of the collection
+    assert report.dropped_pieces == 2  # the point and line of the collection
     assert len(parcels) == 15
     assert parcels.is_valid.all()
     assert set(parcels.geom_type) <= {"Polygon", "MultiPolygon"}
@@ -121,7 +123,7 @@ def test_a_parcel_without_a_crop_name_is_an_unknown_crop(tmp_path):
     ("change", "options", "message"),
     [
         (lambda f: f.set_crs(None, allow_override=True), {}, r"has no CRS: write it into the file"),
-        (lambda f: f.iloc[:0], {}, r"holds no parcels"),
+        (lambda f: f.iloc[:0], {}, r"holds no features"),
         (lambda f: f.rename(columns={"crop": "crops"}), {}, r"no column 'crop' but \['crops'\].*='crops'"),
         (lambda f: f, {"id_column": "number"}, r"no column 'number'.*set id_column"),
         (lambda f: f.assign(number=[*range(11), 10]), {"id_column": "number"}, r"3 values.*first is 0"),
@@ -158,24 +160,23 @@ def test_ids_of_the_file_are_kept_whatever_its_index(tmp_path):
     assert parcels["crop"].tolist() == CROPS
 
 
-def test_parcels_outside_the_raster(caplog):
-    frame = table().assign(parcel_id=range(1, 13))
-    shifted = frame.copy()
-    shifted.loc[:3, "geometry"] = shifted.geometry[:4].translate(xoff=5_000)
+def test_parcels_outside_the_raster(tmp_path, caplog):
+    far = gpd.GeoSeries([square(i) for i in range(4)]).translate(xoff=5_000)
+    more = gpd.GeoDataFrame({"crop": ["maize"] * 4}, geometry=far.to_numpy(), crs=CRS)
+    path = saved(pd.concat([table(), more], ignore_index=True), tmp_path)
     with caplog.at_level(logging.WARNING):
-        inside = within(shifted, GRID)
-    assert inside["parcel_id"].tolist() == list(range(5, 13))
-    assert "4 of 12 parcels lie outside the raster and are dropped" in caplog.text
-    far = frame.set_geometry(frame.translate(xoff=50_000))
-    with pytest.raises(ValueError, match=r"no parcel lies on.*650000.*EPSG:32652.*600000.*EPSG:32652"):
-        within(far, GRID)
-    with pytest.raises(ValueError, match=r"EPSG:4326.*EPSG:32652.*read the parcels with crs='EPSG:32652'"):
-        within(frame.to_crs(4326), GRID)
+        inside, report = read(path, crs=CRS, classes=CLASSES, grid=GRID)
+    assert inside["parcel_id"].tolist() == list(range(1, 13))
+    assert report.outside == 4
+    assert "outside 4" in caplog.text
+    away = saved(table().set_geometry(table().translate(xoff=50_000)), tmp_path, "away.gpkg")
+    with pytest.raises(ValueError, match=r"no parcel on the raster.*650000.*EPSG:32652.*600000.*EPSG:32652"):
+        read(away, crs=CRS, classes=CLASSES, grid=GRID)
 
 
 def test_rasters_of_unusable_parcels_are_refused():
     frame = table().assign(parcel_id=range(1, 13))
-    with pytest.raises(ValueError, match=r"crops \['wheat'\] are not among"):
+    with pytest.raises(ValueError, match=r"Crops \['wheat'\] are not among"):
         rasterise(frame, GRID, ("maize", "soybean", "other"))
     for wrong in (0, 2, 2**31):
         with pytest.raises(ValueError, match=r"from 1 to 2147483647"):
@@ -251,7 +252,7 @@ def test_real_declarations_of_bavaria():
     assert (report.read, report.reprojected) == (301, 301)
     assert report.per_class == {"maize": 49, "wheat": 56, "other": 196}
     grid = GeoBox.from_bbox(tuple(parcels.total_bounds), "EPSG:32632", resolution=10)
-    labels = rasterise(within(parcels, grid), grid, classes)
+    labels = rasterise(parcels, grid, classes)
     result = statistics(parcels, labels)
     declared = gpd.read_file(path)["area"].sum()  # hectares, the file's own column
     assert (result["parcels"] * result["mean_ha"]).sum() == pytest.approx(declared, rel=0.25)
@@ -261,3 +262,108 @@ def test_real_declarations_of_bavaria():
 def test_a_wrong_column_of_bavaria_is_suggested():
     with pytest.raises(ValueError, match=r"no column 'Nutzart'.*set crop_column='Nutz_ant'"):
         read(bavaria(), crs="EPSG:32632", crop_column="Nutzart", classes=CLASSES)
+
+
+def test_a_hole_that_touches_its_shell_stays_a_hole(tmp_path):
+    left, bottom = 600_100, 5_300_100
+    shell = [(left, bottom), (left + 400, bottom), (left + 400, bottom + 400), (left, bottom + 400)]
+    hole = [(left, bottom), (left + 400, bottom), (left + 200, bottom + 200)]
+    frame = table()
+    frame["geometry"] = frame.translate(yoff=600)
+    frame.loc[0, "geometry"] = Polygon(shell, [hole])
+    parcels, report = read(saved(frame, tmp_path, "labels.parquet"), crs=CRS, classes=CLASSES)
+    assert report.repaired == 1
+    assert parcels.area[0] == pytest.approx(120_000)
+
+
+def test_several_layers_are_named_and_one_is_chosen(tmp_path):
+    path = tmp_path / "survey.gpkg"
+    table().to_file(path, layer="fields_2017")
+    table(CROPS[::-1]).to_file(path, layer="fields_2018")
+    with pytest.raises(ValueError, match="several layers: set layer to one of fields_2017, fields_2018"):
+        read(path, crs=CRS, classes=CLASSES)
+    with pytest.raises(ValueError, match="no layer 'fields'"):
+        read(path, crs=CRS, classes=CLASSES, layer="fields")
+    parcels, _ = read(path, crs=CRS, classes=CLASSES, layer="fields_2018")
+    assert parcels["crop"].tolist() == CROPS[::-1]
+    table().to_file(tmp_path / "styled.gpkg", layer="fields")
+    table().to_file(tmp_path / "styled.gpkg", layer="layer_styles")
+    assert len(read(tmp_path / "styled.gpkg", crs=CRS, classes=CLASSES)[0]) == 12
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    codes=st.lists(st.integers(0, 10**6), min_size=4, max_size=4, unique=True),
+    kind=st.sampled_from(["int", "float", "str"]),
+)
+def test_codes_are_compared_as_text_whatever_their_column(tmp_path_factory, codes, kind):
+    code = dict(zip(CLASSES, codes, strict=True))
+    values = [code[crop] for crop in CROPS]
+    column = {"int": values, "float": [*map(float, values)], "str": [f" {value} " for value in values]}[kind]
+    frame = pd.concat([table(code=column), table(["maize"], code=[None])], ignore_index=True)
+    frame.loc[12, "geometry"] = square(40)
+    path = saved(frame.drop(columns="crop"), tmp_path_factory.mktemp("codes"), "labels.parquet")
+    options = {"crs": CRS, "classes": CLASSES, "crop_column": "code"}
+    mapping = {str(number): crop for crop, number in code.items()}
+    with pytest.raises(ValueError, match=r"1 crop names.*'' \(1\)"):
+        read(path, **options, mapping=mapping)
+    parcels, report = read(path, **options, mapping=mapping, leave_out=[None])
+    assert parcels["crop"].tolist() == CROPS
+    assert report.left_out == 1
+
+
+def test_two_spellings_of_one_letter_are_one_crop(tmp_path):
+    names = ["mai\u0308s", "soja", "other"] * 4
+    parcels, _ = read(saved(table(names), tmp_path), crs=CRS, classes=["ma\u00efs", "soja", "other"])
+    assert set(parcels["crop"]) == {"ma\u00efs", "soja", "other"}
+
+
+def test_a_parcel_in_the_file_again_counts_once(tmp_path):
+    frame = table([*CROPS, "maize", "maize"])
+    frame.loc[12, "geometry"] = square(0).reverse()
+    frame.loc[13, "geometry"] = square(0).buffer(-5)
+    parcels, report = read(saved(frame, tmp_path), crs=CRS, classes=CLASSES)
+    assert report.duplicates == 1
+    assert report.same_crop_overlaps == 1
+    assert len(parcels) == 13
+
+
+def test_a_background_under_the_fields_is_refused(tmp_path):
+    frame = table([*CROPS, "other"])
+    frame.loc[12, "geometry"] = box(599_000, 5_299_000, 602_000, 5_302_000)
+    with pytest.raises(ValueError, match=r"maize, soybean, wheat is claimed.*Parcel 13 overlaps 9 parcels.*background"):
+        read(saved(frame, tmp_path), crs=CRS, classes=CLASSES)
+
+
+def test_what_is_no_polygon_is_called_by_its_name(tmp_path):
+    for name, shapes in (("Point", table().centroid), ("LineString", table().boundary)):
+        with pytest.raises(ValueError, match=f"12 of type {name} and no polygon"):
+            read(saved(table().set_geometry(shapes), tmp_path, f"{name}.gpkg"), crs=CRS, classes=CLASSES)
+
+
+def test_swapped_axes_and_metres_called_degrees_get_their_remedy(tmp_path):
+    turned = table().to_crs(4326)
+    turned["geometry"] = shapely.transform(turned.geometry.to_numpy(), lambda xy: xy[:, ::-1])
+    with pytest.raises(ValueError, match="latitude comes first in it"):
+        read(saved(turned, tmp_path), crs=CRS, classes=CLASSES, grid=GRID)
+    with pytest.raises(ValueError, match="they are not degrees"):
+        read(saved(table().set_crs(4326, allow_override=True), tmp_path, "m.gpkg"), crs=CRS, classes=CLASSES)
+    frame = table().set_geometry(shapely.transform(table().geometry.to_numpy(), lambda xy: xy[:, ::-1]))
+    with pytest.raises(ValueError, match="with x and y swapped they would meet"):
+        read(saved(frame.set_crs(CRS, allow_override=True), tmp_path, "s.gpkg"), crs=CRS, classes=CLASSES, grid=GRID)
+
+
+def test_a_shift_that_is_not_known_is_told_with_its_size(tmp_path):
+    path = saved(table().to_crs("EPSG:2439"), tmp_path)  # Beijing 1954, 126 degrees east
+    with pytest.raises(ValueError, match=r"Beijing 1954.*move by \d+ to 1\d\d m.*towgs84"):
+        read(path, crs=CRS, classes=CLASSES)
+    known = "+proj=tmerc +lat_0=0 +lon_0=126 +x_0=500000 +ellps=krass +towgs84=12.646,-155.176,-80.863"
+    parcels, _ = read(path, crs=CRS, classes=CLASSES, own_crs=known)
+    assert 15 < parcels.centroid.distance(table().centroid).mean() < 150
+    assert read(saved(table().to_crs("EPSG:4490"), tmp_path, "c.gpkg"), crs=CRS, classes=CLASSES)[1].reprojected == 12
+
+
+@pytest.mark.parametrize("classes", [["maize", "maize"], [str(i) for i in range(255)]])
+def test_classes_differ_and_fit_a_byte(tmp_path, classes):
+    with pytest.raises(ValueError, match="are to differ, and to be at most 254"):
+        read(saved(table(), tmp_path), crs=CRS, classes=classes)

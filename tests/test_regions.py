@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from rasterio.warp import transform_bounds
 from shapely.geometry import box
@@ -59,8 +61,11 @@ def test_the_twin_of_the_file_is_the_one_its_functions_write(tmp_path):
         ({"bounds": [3.0, 150.8, 3.1, 150.9]}, r"no west, south, east, north"),
         ({"bounds": None}, r"either bounds .* or outline"),
         ({"outline": "county.gpkg"}, r"either bounds .* or outline"),
-        ({"crs": "EPSG:99999"}, r"'EPSG:99999' is not known; give a code"),
+        ({"crs": "EPSG:99999"}, r"is 'EPSG:99999': not known; give a code"),
         ({"crs": "EPSG:4326"}, r"not in metres; give a UTM zone"),
+        ({"crs": "EPSG:3857"}, r"a hectare at 50.8 degrees north counts as 2.5\d ha.*such as EPSG:32631"),
+        ({"crs": "EPSG:32662"}, r"keeps lengths and areas"),
+        ({"bounds": [179.5, -17, -179.5, -16], "crs": "EPSG:32760"}, r"one side of the antimeridian"),
         ({"season": ["2018-09-30", "2018-05-01"]}, r"ends on 2018-05-01, before it begins on 2018-09-30"),
         ({"season": ["2018-09-31", "2018-10-01"]}, r"key 'season.0'"),
         ({"sentinel1": None, "sentinel2": None}, r"name at least one sensor"),
@@ -69,7 +74,7 @@ def test_the_twin_of_the_file_is_the_one_its_functions_write(tmp_path):
         ({"seeson": []}, r"key 'seeson': not known; did you mean 'season'"),
         ({"labels": None}, r"key 'labels': missing, add it"),
         ({"labels": {"file": "x", "classes": ["maize"]}}, r"key 'labels.classes'"),
-        ({"sentinel2": {"max_cloud": 8}}, r"key 'sentinel2.max_cloud': is 8"),
+        ({"sentinel2": {"max_cloud": 8}}, r"key 'sentinel2.max_cloud': is '8'"),
         ({"name": "My county"}, r"key 'name': is 'My county'"),
         ({"source": "landsat"}, r"key 'source' is 'landsat'; it is one of twin, sentinel"),
     ],
@@ -109,7 +114,13 @@ def test_scenarios_and_chapters_left_out(tmp_path):
 
 
 def test_products_and_elevation_are_asked_for(tmp_path):
-    region = regions.read(written(tmp_path, products=str(tmp_path)))
+    file = str(tmp_path / "labels.gpkg")
+    labels = {"file": file, "classes": ["maize", "wheat"]}
+    region = regions.read(written(tmp_path, products=str(tmp_path), labels=labels))
+    with pytest.raises(FileNotFoundError, match=r"labels.gpkg does not exist"):
+        preparation.prepare(region, tmp_path / "region")
+    squares = gpd.GeoSeries([box(3.02 + i / 100, 50.82, 3.025 + i / 100, 50.83) for i in range(6)], crs=4326)
+    gpd.GeoDataFrame({"crop": ["maize", "wheat"] * 3}, geometry=squares).to_file(file)
     with pytest.raises(FileNotFoundError, match=r"holds no product .*fetch brings them"):
         preparation.prepare(region, tmp_path / "region")
     (tmp_path / "S1A_IW_SLC__1SDV_x.SAFE").mkdir()
@@ -169,7 +180,7 @@ def test_a_real_product_and_a_label_file_become_a_region(tmp_path):
     assert 0 <= float(found.min()) < float(found.max()) < 2
     away = labels.assign(geometry=labels.translate(3_000_000))
     away.to_file(tmp_path / "labels.gpkg")
-    with pytest.raises(ValueError, match="no parcel lies on the raster"):
+    with pytest.raises(ValueError, match="no parcel on the raster"):
         preparation.prepare(region, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -194,3 +205,84 @@ def test_commands_say_what_is_wrong_and_find_the_lock_beside_the_region(tmp_path
     assert asked["bounds"][0] == pytest.approx(3.0, abs=0.01)
     monkeypatch.setattr("sys.argv", ["sentinel", "fetch", str(tmp_path / "none.yaml")])
     assert commands.main() == 1
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32631", "32631", "WGS 84 / UTM zone 31N", "EPSG:32631+5773"])
+def test_a_crs_may_be_a_code_a_name_or_compound(tmp_path, crs):
+    assert regions.read(written(tmp_path, crs=crs)).crs == "EPSG:32631"
+
+
+@settings(deadline=None, max_examples=30)
+@given(west=st.floats(-179, 178), south=st.floats(-70, 70))
+def test_a_utm_zone_is_a_grid_in_its_place_and_the_picture_of_the_web_away_from_the_equator_is_none(west, south):
+    zone = 32601 + 100 * (south < 0) + int((west + 180) // 6)
+    bounds = (west, south, west + 0.1, south + 0.1)
+    regions._check_bounds(bounds, regions.CRS(zone))
+    if abs(south) > 20:
+        with pytest.raises(ValueError, match=r"lie outside|counts as"):
+            regions._check_bounds(bounds, regions.CRS(3857))
+
+
+def test_yaml_is_read_as_it_stands_and_no_key_twice(tmp_path):
+    text = written(tmp_path, labels=None).read_text()
+    text += (
+        "labels:\n  file: ~/labels.gpkg\n  classes: [NO, 011, 12:30]\n  mapping: {1_0: NO}\n  leave_out: [null, off]\n"
+    )
+    (tmp_path / "codes.yaml").write_text(text)
+    labels = regions.read(tmp_path / "codes.yaml").labels
+    assert labels.classes == ["NO", "011", "12:30"]
+    assert (labels.mapping, labels.leave_out) == ({"1_0": "NO"}, ["", "off"])
+    assert labels.file == str(regions.Path.home() / "labels.gpkg")
+    (tmp_path / "twice.yaml").write_text(text.replace("{1_0: NO}", "{corn: NO, rice: NO, corn: '011'}"))
+    with pytest.raises(ValueError, match=r"the key 'corn' stands there twice.*line"):
+        regions.read(tmp_path / "twice.yaml")
+    (tmp_path / "class.yaml").write_text(text.replace("[NO, 011, 12:30]", "[NO, 011, NO]"))
+    with pytest.raises(ValueError, match=r"'labels.classes'.*NO stands there twice"):
+        regions.read(tmp_path / "class.yaml")
+
+
+def test_every_file_of_an_input_is_a_source(tmp_path):
+    names = ["labels.shp", "labels.dbf", "labels.prj", "dem.tif", "p/S2A_x.SAFE/GRANULE/B04.jp2"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    labels = {"file": str(tmp_path / "labels.shp"), "classes": ["maize", "wheat"]}
+    path = written(tmp_path, labels=labels, dem=str(tmp_path / "dem.tif"), products=str(tmp_path / "p"))
+    assert {str(file.relative_to(tmp_path)) for file in regions.read(path).sources()} == set(names)
+
+
+def test_a_network_that_the_dates_cannot_feed_is_told(tmp_path):
+    few = written(tmp_path, sentinel1=None, features="optical", sentinel2={"dates": 3})
+    assert "13 dates or more, and mine has 3" in regions.read(few).lacks()["cnn3d2d"]
+    assert "cnn3d2d" not in regions.read(written(tmp_path)).lacks()
+    both = {"sentinel1": {"dates": 10}, "sentinel2": {"dates": 3}}
+    assert "cnn3d2d" not in regions.read(written(tmp_path, **both)).lacks()
+    assert "cnn3d2d" in regions.read(written(tmp_path, **both, features="m-chi")).lacks()
+
+
+def test_a_mask_says_what_is_cropland_or_is_refused(tmp_path):
+    grid = GeoBox.from_bbox((500_000, 5_600_000, 501_000, 5_601_000), "EPSG:32631", resolution=10)
+    half = np.where(np.arange(100)[:, None] < 50, 1, 0) * np.ones((1, 100))
+
+    def cropland(values, dtype="uint8", codes=(), nodata=None, shift=0):
+        place = {"crs": "EPSG:32631", "transform": grid.affine * grid.affine.translation(shift, 0)}
+        options = {"width": 100, "height": 100, "count": 1, "dtype": dtype, "nodata": nodata}
+        with rasterio.open(tmp_path / "mask.tif", "w", driver="GTiff", **place, **options) as file:
+            file.write(values.astype(dtype), 1)
+        preparation.write_cropland(tmp_path / "mask.tif", None, grid, tmp_path / "cropland.tif", codes=codes)
+        with rasterio.open(tmp_path / "cropland.tif") as file:
+            return file.read(1)
+
+    assert (cropland(half) == half).all()
+    assert (cropland(100 * half) == half).all()
+    assert (cropland(0.4 * half, "float32") == half).all()
+    assert (cropland(40 * half + 10 * (1 - half), codes=[40]) == half).all()
+    assert (cropland(half + 255 * (1 - half)) == np.where(half, 1, 255)).all()
+    assert (cropland(half, nodata=0) == np.where(half, 1, 255)).all()
+    for wrong, told in (
+        ({"values": 40 * half + 10}, "cropland_codes"),
+        ({"values": 0 * half}, "no cropland"),
+        ({"values": half, "shift": 9999}, "another place"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            cropland(**wrong)

@@ -1,0 +1,65 @@
+"""Reading vector files of any format: one layer, with a coordinate reference system that can be right."""
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+from pyproj.exceptions import CRSError
+
+
+def read(path: str | Path, layer: str = "", crs: str = "") -> gpd.GeoDataFrame:
+    """The table of a vector file (of a layer, where it has several) with a known CRS, its own or `crs`.
+
+    Raises FileNotFoundError, or ValueError naming the file, what is wrong and the remedy.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give the path of a vector file.")
+    try:
+        if path.suffix.lower() in (".parquet", ".geoparquet", ".pq"):
+            frame = gpd.read_parquet(path)
+        else:
+            layers = pyogrio.list_layers(path)
+            named = [name for name, kind in layers if kind and name != "layer_styles"]
+            if (layer not in named) if layer else len(named) > 1:
+                said = f"has no layer {layer!r}" if layer else "has several layers"
+                raise ValueError(f"{path} {said}: set layer to one of {', '.join(named)}.")
+            frame = gpd.read_file(path, layer=layer or (named or [layers[0][0]])[0])
+    except (ValueError, RuntimeError, OSError) as error:
+        if str(error).startswith(f"{path} has "):
+            raise
+        raise ValueError(f"{path} is no vector file geopandas reads, convert it to GeoPackage: {error}.") from error
+    if not isinstance(frame, gpd.GeoDataFrame):
+        raise ValueError(f"{path} is a table without geometry: give a vector file with polygons.")
+    if frame.empty:
+        raise ValueError(f"{path} holds no features: check the export that wrote it.")
+    try:
+        frame = frame.set_crs(crs, allow_override=True) if crs else frame
+    except CRSError:
+        raise ValueError(f"The CRS {crs!r} for {path} is not known: give a code such as EPSG:4326.") from None
+    usable = frame.crs is not None and "undefined" not in frame.crs.name.lower()
+    if not usable or not (frame.crs.is_geographic or frame.crs.is_projected):
+        raise ValueError(f"{path} has no CRS: write it into the file, or name it with the key crs; it is not guessed.")
+    west, south, east, north = frame.total_bounds
+    if frame.crs.is_geographic and (max(-west, east) > 361 or max(-south, north) > 91):
+        turned = max(-south, north) <= 361 and max(-west, east) <= 90
+        why = "latitude comes first in it" if turned else "they are not degrees"
+        bounds = np.round(frame.total_bounds, 2).tolist()
+        raise ValueError(
+            f"{path} says {frame.crs.to_string()}, in degrees, and its coordinates span {bounds}: {why}. "
+            "Write it with the right CRS, x or longitude first."
+        )
+    return frame.reset_index(drop=True)
+
+
+def text(value: Any) -> str:
+    """A crop or code as text that compares: "" for none, whole numbers without a point, accents composed (NFC)."""
+    if value is None or (np.isscalar(value) and pd.isna(value)):
+        return ""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    return unicodedata.normalize("NFC", str(value)).strip()
