@@ -106,6 +106,23 @@ def heat_map(fractions: pd.DataFrame, states: pd.DataFrame, ax: Axes, low: float
     return ax
 
 
+def two_tables(wide: pd.DataFrame, axes: Sequence[Axes], titles: Sequence[str], step: int = 0) -> Sequence[Axes]:
+    """The paper's numbers and ours as two heat maps on one scale, with a white line after every `step` rows.
+
+    Parameters
+    ----------
+    wide
+        Fractions in the column groups ``paper`` and ``estimate``; ``state`` says why a cell of ours is empty.
+    """
+    numbers = 100 * wide[["paper", "estimate"]].to_numpy(float)
+    limits = np.nanmin(numbers), np.nanmax(numbers)
+    for ax, column, title in zip(axes, ("paper", "estimate"), titles, strict=True):
+        states = wide["state"] if column == "estimate" else wide["state"].replace(".*", "", regex=True)
+        heat_map(wide[column].astype(float), states, ax, *limits).set_title(title)
+        ax.hlines(range(step, len(wide), step) if step else [], 0, states.shape[1], color="white", lw=3)
+    return axes
+
+
 def network(layers: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """A network as a column of bars from input to output, one a layer, as long as its output has numbers (log).
 
@@ -168,6 +185,15 @@ def intervals(
     if not ax.yaxis_inverted():
         ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
+    return ax
+
+
+def beside(frame: pd.DataFrame, paper: Sequence[float], ax: Axes | None = None, label: str | None = None) -> Axes:
+    """Differences as of `intervals`, the paper's numbers as diamonds below them, and a line at zero."""
+    ax = intervals(frame, ax, label=label)
+    ax.plot(paper, np.arange(len(frame)) + 0.25, "D", color="#D55E00", markersize=5, label="paper, Bei'an")
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set_ylim(len(frame) - 0.4, -0.6)
     return ax
 
 

@@ -6,7 +6,8 @@ same for every run, so any arithmetic between runs is a paired comparison. A run
 whatever is computed from it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import norm
 
-from cropnb import evaluation
+from cropnb import evaluation, models, runs
 
 PAPER = files("cropnb") / "resources" / "liu2023"
 TABLES = {
@@ -24,7 +26,10 @@ TABLES = {
     "table3": "table3_f1_by_augmentation.csv",
 }
 CELL = ("model", "features", "augmentation")
-HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
+SUPPORTS, EXCLUDES = "supports", "excludes the paper's difference"
+EQUIVALENT, OPEN = "equivalent within the margin", "cannot be told"
+IMPOSSIBLE, GONE = "not possible here", "its run is not on disk"
+_UNFED = ("cannot give the scenario", "are too small for the unpadded kernels")  # a training's own words
 
 
 def paper_table(name: str) -> xr.DataArray:
@@ -65,8 +70,8 @@ def draws(predictions: Mapping[tuple, pd.DataFrame], classes: Sequence[str], n: 
         stack.append(np.vstack([estimate, redrawn]))
     runs = xr.Coordinates.from_pandas_multiindex(pd.MultiIndex.from_tuples(predictions, names=[*CELL, "seed"]), "run")
     array = xr.DataArray(np.stack(stack), {"draw": range(n + 1), "measure": estimate.index}, ("run", "draw", "measure"))
-    table = array.assign_coords(runs).unstack("run")  # noqa: PD010  not pandas
-    return table.transpose(*CELL, "seed", "draw", "measure").assign_attrs(units="1")
+    table = array.assign_coords(runs).unstack("run")
+    return table.transpose(*CELL, "seed", "draw", "measure").assign_attrs(units="1", blocks=test["block"].nunique())
 
 
 def interval(values: xr.DataArray) -> xr.DataArray:
@@ -85,35 +90,51 @@ def interval(values: xr.DataArray) -> xr.DataArray:
 def contrast(table: xr.DataArray, difference: Callable[[xr.DataArray], xr.DataArray]) -> dict:
     """`difference` of a table of `draws`, with its 95 % interval: ``estimate``, ``low``, ``high``, ``by_seed``.
 
-    Cells enter with the mean over their seeds; in ``by_seed``, a number a seed, with that seed where they have it.
+    Cells enter with the mean over their seeds; ``by_seed`` has a number for each seed with which all of them ran.
     """
-    cells = table.mean("seed")
-    once, mean = table.sel(draw=0), cells.sel(draw=0)
-    by_seed = [float(difference(once.sel(seed=seed).fillna(mean))) for seed in table["seed"]]
-    return interval(difference(cells)).to_series().to_dict() | {"by_seed": by_seed}
+    once = [float(difference(table.sel(draw=0, seed=seed))) for seed in table["seed"]]
+    found = interval(difference(table.mean("seed"))).to_series().to_dict()
+    return found | {"by_seed": [value for value in once if not np.isnan(value)]}
 
 
-def verdict(low: float, high: float, by_seed: Iterable[float] = ()) -> str:
-    """`HOLDS` for an interval above zero, `FAILS` for one below, if every seed has that sign; else `OPEN`."""
-    by_seed = list(by_seed)
+def verdict(low: float, high: float, by_seed: Iterable[float] = (), paper: float = np.nan, margin: float = 0) -> str:
+    """What an interval of a difference says, of a claim that it is above zero.
+
+    `EQUIVALENT` within ± `margin`; `SUPPORTS` above zero; `EXCLUDES` below the `paper`'s number, or below zero where
+    that is not positive. The two last only if every seed says so too; else `OPEN`.
+    """
+    by_seed, target = list(by_seed), paper if paper > 0 else 0
+    if -margin < low and high < margin:
+        return EQUIVALENT
     if low > 0 and all(value > 0 for value in by_seed):
-        return HOLDS
-    return FAILS if high < 0 and all(value < 0 for value in by_seed) else OPEN
+        return SUPPORTS
+    return EXCLUDES if high < target and all(value < target for value in by_seed) else OPEN
 
 
 def joint(verdicts: Iterable[str]) -> str:
-    """Verdict on a claim that needs all its parts: one that fails refutes it, one that is open leaves it open."""
+    """Verdict on a claim that needs all its parts: one excluded decides, then one open, then one equivalent."""
     verdicts = set(verdicts)
-    return FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else OPEN
+    return next((said for said in (EXCLUDES, OPEN, EQUIVALENT) if said in verdicts), SUPPORTS)
 
 
-def judge(claim: str, parts: Mapping[str, Callable], table: xr.DataArray, paper: xr.DataArray) -> dict:
+def power(low: float, high: float, paper: float) -> dict[str, float]:
+    """What an interval's width alone lets see: ``visible``, the true difference that is told from zero with a
+    probability of 0.8, and ``power``, the probability for the `paper`'s number."""
+    z = norm.ppf((1 + evaluation.LEVEL) / 2)
+    spread = (high - low) / 2 / z or np.nan
+    return {"visible": (z + norm.ppf(0.8)) * spread, "power": norm.cdf(abs(paper) / spread - z)}
+
+
+def judge(
+    claim: str, parts: Mapping[str, Callable], table: xr.DataArray, paper: xr.DataArray, margin: float = 0
+) -> dict:
     """A claim that says all its `parts` (name -> difference) are above zero, for `table` and beside the paper's."""
     judged = []
     for name, difference in parts.items():
-        found = contrast(table, difference)
-        said = verdict(found["low"], found["high"], found["by_seed"])
-        judged.append({"part": name, "paper": float(difference(paper)), **found, "verdict": said})
+        found, published = contrast(table, difference), float(difference(paper))
+        bounds, seeds = (found["low"], found["high"]), found["by_seed"]
+        said = {"verdict": verdict(*bounds, seeds, published, margin), "replicates": len(seeds), "margin": margin}
+        judged.append({"part": name, "paper": published, **found, **power(*bounds, published), **said})
     return {"claim": claim, "verdict": joint(part["verdict"] for part in judged), "parts": judged}
 
 
@@ -132,14 +153,56 @@ def marks(values: xr.DataArray) -> dict[str, str]:
     return found
 
 
+def trainings(build: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trainings of a build that can be compared, and the cells of its sweep without one.
+
+    Parameters
+    ----------
+    build
+        Folder with ``sweep.json``, ``runs`` and, where sizes were tried, ``patch-size/<pixels>``.
+
+    Returns
+    -------
+    there
+        A row a run, as of `cropnb.runs.table`, with its ``network`` (name on pages) and ``folder`` (last part).
+    absent
+        Cells that failed or whose run is gone: ``run`` (`run_name`), ``folder``, `CELL`, ``reason`` and ``state``.
+
+    Raises
+    ------
+    ValueError
+        Without any run.
+    """
+    folders = [Path(build, "runs"), *sorted(Path(build, "patch-size").glob("*"))]
+    tables = [runs.table(folder) for folder in folders]
+    there = [table.assign(folder=folder.name) for folder, table in zip(folders, tables, strict=True) if len(table)]
+    if not there:
+        raise ValueError(f"There is no run to compare in {build}; train at least one network.")
+    found = pd.concat(there, ignore_index=True)
+    absent = missing(json.loads(Path(build, "sweep.json").read_text(encoding="utf-8")), found["path"])
+    found = found[~found["path"].map(run_name).isin(absent["run"])]
+    return found.assign(network=found["model"].map(models.DISPLAY_NAMES)), absent
+
+
 def missing(sweep: Iterable[Mapping], found: Iterable[str]) -> pd.DataFrame:
-    """Cells of a sweep that failed, or whose run is not among the paths `found`: run (`run_name`), `CELL`, reason."""
+    """Cells of a sweep that failed, or whose run is not among the paths `found`; columns as in `trainings`.
+
+    A cell that no data of the region could feed is "not possible here", another one "missing".
+    """
     there, rows = set(map(run_name, found)), []
     for cell in sweep:
-        name = run_name(cell["run"])
-        if cell["failed"] or name not in there:
-            rows.append((name, *name.split("/")[1:4], cell["failed"] or "its run is not on disk"))
-    return pd.DataFrame(rows, columns=["run", *CELL, "reason"])
+        name, reason = run_name(cell["run"]), cell["failed"]
+        if reason or name not in there:
+            folder, model, *rest, _ = name.split("/")
+            state = IMPOSSIBLE if any(words in reason for words in _UNFED) else "missing"
+            rows.append((name, folder, models.DISPLAY_NAMES.get(model, model), *rest, reason or GONE, state))
+    return pd.DataFrame(rows, columns=["run", "folder", *CELL, "reason", "state"])
+
+
+def minority(crops: pd.Series, classes: Sequence[str]) -> list[str]:
+    """Classes with less than half of an equal share of training samples (their `crops`), or else the rarest one."""
+    share = crops.value_counts(normalize=True).reindex(classes, fill_value=0)
+    return list(share.index[share < 0.5 / len(classes)]) or [share.idxmin()]
 
 
 def run_name(path: str | Path) -> str:
@@ -147,17 +210,25 @@ def run_name(path: str | Path) -> str:
     return "/".join(Path(path).parts[-5:])
 
 
-def side_by_side(paper: xr.DataArray, table: xr.DataArray, absent: pd.DataFrame) -> pd.DataFrame:
+def side_by_side(
+    paper: xr.DataArray, table: xr.DataArray, absent: pd.DataFrame, lacking: Container[str] = ()
+) -> pd.DataFrame:
     """A row a cell and measure of `table`: paper, estimate, low, high, seeds, and the state of a cell without a run.
 
-    `absent` is that of `missing`, with models named as in `table`.
+    Parameters
+    ----------
+    paper, table
+        From `paper_table` and `draws`, fractions.
+    absent
+        From `trainings`.
+    lacking
+        Features that the region cannot give.
     """
     bounds = interval(table.mean("seed"))
     frame = bounds.to_dataset("bound").to_dataframe()[["estimate", "low", "high"]]
     frame.insert(0, "paper", paper.to_series().reindex(frame.index))
     seeds = (~np.isnan(table.sel(draw=0, drop=True))).any("measure").sum("seed")
     frame["seeds"] = seeds.expand_dims(measure=table["measure"]).transpose(*frame.index.names).to_series()
-    failed = set(absent[list(CELL)].itertuples(index=False, name=None))
-    there = frame["seeds"] > 0
-    frame["state"] = ["missing" if row[:3] in failed else "not in this build" for row in frame.index]
-    return frame.assign(state=frame["state"].where(~there, ""))
+    states = absent.set_index(list(CELL))["state"].to_dict()
+    without = [IMPOSSIBLE if row[1] in lacking else states.get(row[:3], "not in this build") for row in frame.index]
+    return frame.assign(state=np.where(frame["seeds"] > 0, "", without))
