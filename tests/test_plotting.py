@@ -200,3 +200,23 @@ def test_class_map_leaves_what_is_no_class_white():
     codes = xr.DataArray(np.array([[0, 255], [-1, 2]]), {"y": [0.0, 10], "x": [0.0, 10]}, ("y", "x"))
     plot = hv.render(plotting.class_map(codes, {"a": "#111111", "b": "#222222"}), backend="bokeh")
     np.testing.assert_array_equal(np.isfinite(plot.renderers[0].data_source.data["image"][0]), [[1, 0], [0, 0]])
+
+
+def test_two_tables_share_one_scale():
+    columns = pd.MultiIndex.from_product([["paper", "estimate", "state"], ["a", "b"]])
+    rows = [[0.9, 0.8, 0.7, 0.6, "", ""], [0.5, 0.4, np.nan, np.nan, "missing", "not possible here"]]
+    wide = pd.DataFrame(rows, ["one", "two"], columns)
+    _, axes = plt.subplots(1, 2)
+    plotting.two_tables(wide, axes, ("paper", "ours"), 1)
+    assert [ax.collections[0].get_clim() for ax in axes] == [(40, 90)] * 2
+    written = [[text.get_text() for text in ax.texts] for ax in axes]
+    assert written == [["90.0", "80.0", "50.0", "40.0"], ["70.0", "60.0", "missing", "not possible here"]]
+
+
+def test_the_paper_stands_beside_the_intervals():
+    frame = pd.DataFrame({"estimate": [1.0, np.nan], "low": [0.0, np.nan], "high": [2.0, np.nan]}, ["a", "b"])
+    ax = plotting.beside(frame, [3.0, 4.0], plt.figure().gca(), "ours")
+    diamonds = next(line for line in ax.lines if line.get_marker() == "D")
+    assert diamonds.get_xdata().tolist() == [3, 4]
+    assert diamonds.get_ydata().tolist() == [0.25, 1.25]  # just below each interval
+    assert ax.get_ylim() == (1.6, -0.6)
