@@ -7,7 +7,6 @@ lies inside the territory of their set are drawn.
 """
 
 import logging
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import xarray as xr
-from odc.geo.geobox import GeoBox
 from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
 from scipy.spatial import cKDTree
 
@@ -44,14 +42,12 @@ def blocks(labels: xr.Dataset, parcels: gpd.GeoDataFrame, size_m: float) -> pd.S
     return pd.Series((row * ACROSS + column).to_numpy(np.int64), index=parcels["parcel_id"], name="block")
 
 
-def reference(path: str | Path, grid: GeoBox, classes: Sequence[str], size_m: float) -> xr.Dataset:
-    """Read a region's parcels as rasters (y, x) on a grid: crop, parcel, and block, which is -1 outside parcels.
+def reference(folder: str | Path, size_m: float) -> xr.Dataset:
+    """Labels of a region folder as rasters (y, x): crop, parcel, and block, which is -1 outside parcels.
 
-    Raises what `parcels.read` raises.
+    Raises what `parcels.labelled` raises.
     """
-    fields, _ = parcels.read(path, crs=str(grid.crs), id_column="parcel_id", classes=classes)
-    fields = parcels.within(fields, grid)
-    labels = parcels.rasterise(fields, grid, classes)
+    fields, labels = parcels.labelled(folder)
     of_parcel = blocks(labels, fields, size_m)
     ids, place = np.unique(labels["parcel"], return_inverse=True)
     block = of_parcel.reindex(ids, fill_value=-1).to_numpy()[place].reshape(labels["parcel"].shape)

@@ -11,8 +11,9 @@ from shapely.affinity import rotate
 from shapely.geometry import box
 from sklearn.model_selection import StratifiedGroupKFold
 
+from cropnb import parcels
 from cropnb.parcels import rasterise
-from cropnb.split import SETS, _assignments, audit, blocks, random_split, split
+from cropnb.split import SETS, _assignments, audit, blocks, random_split, reference, split
 
 CLASSES = ("maize", "soybean", "wheat", "other")
 CRS, LEFT, TOP = "EPSG:32652", 600_000, 5_302_000
@@ -255,3 +256,13 @@ def test_labels_of_other_parcels_are_refused(made):
     parcels, labels, _ = made
     with pytest.raises(ValueError, match=r"rasterise these parcels"):
         split(labels, parcels.iloc[5:], block_size=400, seed=0)
+
+
+def test_reference_labels_know_their_block(tmp_path, made, monkeypatch):
+    fields, labels = made[:2]
+    monkeypatch.setattr(parcels, "labelled", lambda folder: (fields, labels))
+    raster = reference(tmp_path, 400)
+    expected = blocks(labels, fields, 400)
+    inside = labels["parcel"].values != parcels.NO_PARCEL
+    np.testing.assert_array_equal(raster["block"].values[inside], expected[labels["parcel"].values[inside]])
+    assert (raster["block"].values[~inside] == -1).all()
