@@ -4,7 +4,9 @@ Each place of the dataset `flanders_patches` is 640 m wide. The radar is detecte
 backscatter and no phase: of the scenarios, those with m-chi cannot be made from it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -19,15 +21,11 @@ from cropnb import rasters
 
 RADAR, OPTICAL = 23, 3  # acquisitions of a season, as in the paper
 MONTHS = (5, 9)  # first and last of the season
+Files = Mapping[str, Path]  # what `cropnb.data.fetch("flanders_patches")` returns
 CLEAR = (4, 5)  # vegetation and bare soil
 
 
-def locations(files) -> list[str]:
-    """The places among the files that `cropnb.data.fetch("flanders_patches")` returns."""
-    return sorted({name.split("/")[0] for name in files})
-
-
-def write_acquisitions(files, location: str, folder: str | Path) -> GeoBox:
+def write_acquisitions(files: Files, location: str, folder: str | Path) -> GeoBox:
     """Write the season of a place as acquisitions that `cropnb.cube` reads, and return its 10 m grid.
 
     Of the two ascending tracks the one seen more often is kept, since the angle of view changes backscatter;
@@ -45,7 +43,7 @@ def write_acquisitions(files, location: str, folder: str | Path) -> GeoBox:
     classes = _season(_open(files, location, "S2_L2A_20m", mask_and_scale=False))["SCL"]
     for data, sensor, wanted in ((radar, "Sentinel-1", RADAR), (classes, "Sentinel-2", OPTICAL)):
         if (n := data.sizes["time"]) < wanted:
-            raise ValueError(f"{location} has {n} {sensor} dates in its season, {wanted} are needed")
+            raise ValueError(f"{location} has {n} {sensor} dates in its season, and {wanted} are needed.")
     radar = radar.isel(time=np.linspace(0, radar.sizes["time"] - 1, RADAR).round().astype(int))
     bands = _season(_open(files, location, "S2_L2A_10m"))
     coarse = _season(_open(files, location, "S2_L2A_20m", drop_variables="SCL"))
@@ -67,7 +65,7 @@ def write_acquisitions(files, location: str, folder: str | Path) -> GeoBox:
     return grid
 
 
-def declarations(files, location: str, names) -> gpd.GeoDataFrame:
+def declarations(files: Files, location: str, names: Mapping[int, str]) -> gpd.GeoDataFrame:
     """The declared crops of a place: a row a connected piece of one crop (parcel_id, crop, geometry).
 
     `names` maps the codes of the declarations to crops. The source is a raster: neighbours with the same crop are
@@ -77,7 +75,9 @@ def declarations(files, location: str, names) -> gpd.GeoDataFrame:
     codes = _open(files, location, "OUTPUT", mask_and_scale=False)["CT"]
     unknown = set(np.unique(codes).astype(int).tolist()) - {0} - set(names)
     if unknown:
-        raise ValueError(f"the declarations of {location} hold codes {sorted(unknown)} without a name; add them")
+        raise ValueError(
+            f"The declarations of {location} hold codes {sorted(unknown)} without a name: add them to `names`."
+        )
     transform = Affine(10, 0, float(codes["x"][0]) - 5, 0, -10, float(codes["y"][0]) + 5)
     found = shapes(codes.to_numpy(), mask=codes.to_numpy() > 0, transform=transform)
     pieces = pd.DataFrame([(names[int(code)], shape(outline)) for outline, code in found], columns=["crop", "geometry"])
@@ -85,15 +85,15 @@ def declarations(files, location: str, names) -> gpd.GeoDataFrame:
     return gpd.GeoDataFrame(pieces, crs=int(codes.attrs["epsg"]))
 
 
-def _open(files, location, product, **options):
+def _open(files: Files, location: str, product: str, **options: Any) -> xr.Dataset:
     for name, path in files.items():
         if name.startswith(f"{location}/{product}"):
             opened = xr.open_dataset(path, engine="h5netcdf", **options)
             return opened.rename({"timestamp": "time"}) if "timestamp" in opened.dims else opened
-    raise FileNotFoundError(f"no {product} file of {location} among {len(files)} files; fetch flanders_patches")
+    raise FileNotFoundError(f"No {product} file of {location} is among {len(files)} files: fetch flanders_patches.")
 
 
-def _season(data):
+def _season(data: xr.Dataset) -> xr.Dataset:
     # The files run from August to the November after: the harvest is in the year they end.
     time = data["time"].dt
     months = (time.month >= MONTHS[0]) & (time.month <= MONTHS[1])

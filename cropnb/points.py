@@ -4,8 +4,6 @@ The table is long (one row a point and month) and needs care: its time stamps ar
 zone, its backscatter is a digital number, and 65535 stands for no data.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +84,7 @@ def features(values: xr.DataArray, name: str) -> xr.DataArray:
     The cross ratio is VH - VV in dB.  Raises ValueError for an unknown name.
     """
     if name not in FEATURES:
-        raise ValueError(f"unknown feature set {name!r}; choose one of {', '.join(FEATURES)}.")
+        raise ValueError(f"Unknown feature set {name!r}: choose one of {', '.join(FEATURES)}.")
     ratio = (values.sel(band="vh_db") - values.sel(band="vv_db")).assign_coords(band="cross_ratio_db")
     return xr.concat([values.drop_vars("units", errors="ignore"), ratio], "band").sel(band=list(FEATURES[name]))
 
@@ -125,4 +123,4 @@ def _monthly(table: pd.DataFrame, column: str, points: pd.Index) -> pd.DataFrame
     wide = table.pivot_table(index="sample_id", columns="month", values=column)
     number = wide.reindex(index=points, columns=range(1, 13)).astype("float64")
     number = number.where(number != NODATA)
-    return 20 * np.log10(number) - 83 if column.startswith("S1") else number * 1e-4
+    return number.map(np.log10) * 20 - 83 if column.startswith("S1") else number * 1e-4

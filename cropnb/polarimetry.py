@@ -5,7 +5,9 @@ and gives in blocks exactly what it gives in one piece. NaN spreads to every ave
 on one thread each and free the interpreter lock: dask's threads are the parallelism.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -56,7 +58,7 @@ def window_mean(data: xr.DataArray | xr.Dataset, size: int = 5) -> xr.DataArray 
         return data.map(window_mean, keep_attrs=True, size=size).assign_attrs(window=size)
     check_dims(data)
 
-    def block(images):
+    def block(images: np.ndarray) -> np.ndarray:
         images = np.ascontiguousarray(images)  # one memory layout, so one compilation
         out = np.empty_like(images)
         for index in np.ndindex(images.shape[:-2]):
@@ -89,7 +91,7 @@ def ellipticity(c2: xr.Dataset, convention: str = "snap") -> xr.DataArray:
     NaN where S1 is 0. It is no part of `m_chi`, whose amplitudes do without the arctangent, dearer than all the rest.
     """
     s = stokes(c2, convention)
-    chi = np.degrees(np.arctan2(-s.s4, np.hypot(s.s2, s.s3))) / 2
+    chi = xr.DataArray(np.degrees(np.arctan2(-s.s4, np.hypot(s.s2, s.s3))) / 2)
     return chi.where(s.s1 > 0).rename("chi").assign_attrs(long_name="ellipticity", units="degree")
 
 
@@ -103,6 +105,75 @@ def m_chi(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
     names = ("m", "ps", "pd", "pv")
     result = _by_pixel(_m_chi_pixels, names, [c2[name] for name in C2], c2.c11.dtype, _sign(convention))
     return result.assign_attrs(c2.attrs, convention=convention)
+
+
+def m_delta(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
+    """The m-delta decomposition of an averaged covariance: amplitudes `ps`, `pd`, `pv` (Raney 2007).
+
+    Like `m_chi`, with the sine of the phase delta between the channels in the place of that of the ellipticity.
+    """
+    s, polarised = _polarised(c2, convention)
+    sine = np.sin(np.arctan2(s.s4, s.s3))
+    planes = {"ps": polarised * (1 + sine) / 2, "pd": polarised * (1 - sine) / 2, "pv": s.s1 - polarised}
+    return _described({name: np.sqrt(power.clip(0)) for name, power in planes.items()})
+
+
+def model_free(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
+    """Model-free powers `ps`, `pd`, `pv`, linear, of an averaged covariance (Dey et al. 2020, for compact radars)."""
+    s, polarised = _polarised(c2, convention)
+    same, opposite = (s.s1 - s.s4) / 2, (s.s1 + s.s4) / 2
+    sine = np.sin(2 * np.arctan(polarised * (opposite - same) / (opposite * same + polarised**2)))
+    planes = {"ps": polarised * (1 + sine) / 2, "pd": polarised * (1 - sine) / 2, "pv": s.s1 - polarised}
+    return xr.Dataset({k: v.assign_attrs(long_name=f"model-free power {k}", units="1") for k, v in planes.items()})
+
+
+def entropy_alpha(c2: xr.Dataset) -> xr.Dataset:
+    """Dual-polarised `entropy` (0 to 1) and mean `alpha` (degrees) of an averaged covariance (dual-polarised form of Cloude and Pottier 1997)."""
+    s, polarised = _polarised(c2)
+    first = (1 + (polarised / s.s1).clip(0, 1)) / 2
+    shares = xr.concat([first, 1 - first], "eigenvalue")
+    entropy = -(shares * np.log2(shares.where(shares > 0, 1))).sum("eigenvalue", skipna=False)
+    angle = np.degrees(np.arccos((s.s2 / polarised).clip(-1, 1))) / 2
+    return xr.Dataset(
+        {
+            "entropy": entropy.assign_attrs(long_name="entropy", units="1"),
+            "alpha": (first * angle + (1 - first) * (90 - angle)).assign_attrs(long_name="alpha", units="degree"),
+        }
+    )
+
+
+def shannon_entropy(c2: xr.Dataset) -> xr.Dataset:
+    """Shannon entropy of an averaged covariance, `intensity` and `polarimetry`, whose sum it is (Réfrégier 2006)."""
+    s, polarised = _polarised(c2)
+    unpolarised = 1 - (polarised / s.s1) ** 2  # 0 for a single look, whose entropy is NaN
+    parts = {
+        "intensity": 2 * np.log(np.pi * np.e * s.s1 / 2),
+        "polarimetry": np.log(unpolarised.where(unpolarised > 0)),
+    }
+    return xr.Dataset({k: v.assign_attrs(long_name=f"Shannon entropy, {k}", units="1") for k, v in parts.items()})
+
+
+def dprvi(c2: xr.Dataset) -> xr.DataArray:
+    """Dual-pol radar vegetation index, 0 to 1, of an averaged covariance (Mandal et al. 2020)."""
+    s, polarised = _polarised(c2)
+    m = polarised / s.s1
+    return (1 - m * (1 + m) / 2).rename("dprvi").assign_attrs(long_name="DpRVI", units="1")
+
+
+def coherence(first: xr.DataArray, second: xr.DataArray, size: int = 5) -> xr.DataArray:
+    """Interferometric coherence of two complex images on one grid, 0 to 1, over `size` by `size` pixels.
+
+    Raises ValueError as `covariance` and `window_mean` do.
+    """
+    c2 = window_mean(covariance(first.rename(None), second.rename(None)), size)
+    ratio = xr.DataArray(np.hypot(c2.c12_real, c2.c12_imag) / np.sqrt(c2.c11 * c2.c22))
+    return ratio.rename("coherence").assign_attrs(long_name="coherence", units="1")
+
+
+def _polarised(c2: xr.Dataset, convention: str = "snap") -> tuple[xr.Dataset, xr.DataArray]:
+    """Stokes parameters of a covariance and the power of their polarised part, P = m S1."""
+    s = stokes(c2, convention)
+    return s, np.sqrt(s.s2**2 + s.s3**2 + s.s4**2)
 
 
 def decibel(sigma0: xr.DataArray) -> xr.DataArray:
@@ -136,7 +207,7 @@ def read_polsarpro(folder: str | Path) -> xr.Dataset:
     return _described(planes)
 
 
-def by_block(function, array: xr.DataArray, halo: int) -> xr.DataArray:
+def by_block(function: Callable[[np.ndarray], np.ndarray], array: xr.DataArray, halo: int) -> xr.DataArray:
     """Apply an array function that looks `halo` pixels around each pixel of the last two axes, y and x.
 
     Blocks of a dask array get their neighbours' margin; blocks smaller than it are merged first.
@@ -186,10 +257,12 @@ def _sign(convention: str) -> float:
     return SIGNS[convention]
 
 
-def _by_pixel(kernel, names, arrays, dtype, *options) -> xr.Dataset:
+def _by_pixel(
+    kernel: Callable[..., None], names: Sequence[str], arrays: Sequence[xr.DataArray], dtype: Any, *options: float
+) -> xr.Dataset:
     """Run `kernel(*flat arrays, *options, out (name, pixel))` on every block."""
 
-    def block(*images):
+    def block(*images: np.ndarray) -> tuple[np.ndarray, ...]:
         shape = np.broadcast_shapes(*(image.shape for image in images))
         out = np.empty((len(names), int(np.prod(shape))), dtype)
         kernel(*(np.broadcast_to(image, shape).ravel() for image in images), *options, out)
@@ -216,7 +289,7 @@ def _described(planes: dict[str, xr.DataArray]) -> xr.Dataset:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _covariance_pixels(vv, vh, out):
+def _covariance_pixels(vv: np.ndarray, vh: np.ndarray, out: np.ndarray) -> None:
     for i in range(vv.size):
         a, b = np.float64(vv[i].real), np.float64(vv[i].imag)
         c, d = np.float64(vh[i].real), np.float64(vh[i].imag)
@@ -225,13 +298,13 @@ def _covariance_pixels(vv, vh, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _add(total, row):
+def _add(total: np.ndarray, row: np.ndarray) -> None:
     for x in range(total.size):
         total[x] += row[x]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _sum_along(column, half, total):
+def _sum_along(column: np.ndarray, half: int, total: np.ndarray) -> None:
     """Sum of the values within `half` of each, clipped at the ends."""
     total[:] = 0.0
     n, reach = column.size, min(half, column.size - 1)
@@ -240,7 +313,7 @@ def _sum_along(column, half, total):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _window_mean_image(image, half, out):
+def _window_mean_image(image: np.ndarray, half: int, out: np.ndarray) -> None:
     ny, nx = image.shape
     column, total, across = np.empty(nx), np.empty(nx), np.empty(nx)
     _sum_along(np.ones(nx), half, across)  # pixels of a clipped window's row
@@ -255,7 +328,9 @@ def _window_mean_image(image, half, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _m_chi_pixels(c11, c22, c12_real, c12_imag, sign, out):
+def _m_chi_pixels(
+    c11: np.ndarray, c22: np.ndarray, c12_real: np.ndarray, c12_imag: np.ndarray, sign: float, out: np.ndarray
+) -> None:
     for i in range(c11.size):
         a, b, real, imag = np.float64(c11[i]), np.float64(c22[i]), np.float64(c12_real[i]), np.float64(c12_imag[i])
         s1, s2, s3, s4 = a + b, a - b, 2.0 * real, 2.0 * sign * imag

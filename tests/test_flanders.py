@@ -133,18 +133,18 @@ def test_bad_input_is_named(files, tmp_path):
     with pytest.raises(ValueError, match=r"codes \[1110\] without a name"):
         flanders.declarations(files, PLACE, {1200: "maize"})
     radar = files.pop(f"{PLACE}/S1_GRD.nc")
-    with pytest.raises(FileNotFoundError, match="no S1_GRD file of A1"):
+    with pytest.raises(FileNotFoundError, match="No S1_GRD file of A1"):
         built(files, PLACE, tmp_path)
     few = xr.open_dataset(radar, engine="h5netcdf").isel(timestamp=slice(-20, None))
     few.to_netcdf(tmp_path / "few.nc", engine="h5netcdf")
-    with pytest.raises(ValueError, match=r"A1 has \d+ Sentinel-1 dates in its season, 23 are needed"):
+    with pytest.raises(ValueError, match=r"A1 has \d+ Sentinel-1 dates in its season, and 23 are needed"):
         built(files | {f"{PLACE}/S1_GRD": tmp_path / "few.nc"}, PLACE, tmp_path)
 
 
 @pytest.mark.skipif("CROPNB_DATA" not in os.environ, reason="needs the real patches: set CROPNB_DATA")
 def test_the_real_places_give_patches_of_the_papers_shape(tmp_path):
     files = data.fetch("flanders_patches")
-    for place in flanders.locations(files):
+    for place in sorted({name.split("/")[0] for name in files}):
         steps = scenarios.scenario(built(files, place, tmp_path / place), "optical+backscatter")
         row, col = np.mgrid[5:59, 5:59].reshape(2, -1)
         table = pd.DataFrame({"row": row, "col": col, "crop": "any", "set": "test"})

@@ -71,7 +71,7 @@ def test_features(tmp_path):
     assert list(both["band"].values) == list(points.FEATURES["both"])
     np.testing.assert_allclose(both.sel(band="cross_ratio_db"), 0)
     assert list(points.features(values, "optical")["band"].values) == ["red", "narrow_nir", "swir1"]
-    with pytest.raises(ValueError, match="unknown feature set 'radar'; choose one of backscatter"):
+    with pytest.raises(ValueError, match="Unknown feature set 'radar': choose one of backscatter"):
         points.features(values, "radar")
 
 

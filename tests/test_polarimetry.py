@@ -104,6 +104,55 @@ def test_analytic_table():
         np.testing.assert_allclose(result[name] ** 2 / table["S1"], table[column] ** 2 / table["S1"], atol=1e-12)
 
 
+@pytest.fixture(scope="module")
+def described():
+    """Simulated covariances and what polsartools 0.13 computes of them (window 1; its S4 has the other sign)."""
+    with np.load(DATA / "descriptors_polsartools.npz") as file:
+        return xr.Dataset({name: (("y", "x"), file[name].astype(float)) for name in file})
+
+
+def test_descriptors_equal_polsartools(described):
+    def same(ours, *names):
+        for plane, name in zip(ours, names, strict=True):
+            np.testing.assert_allclose(plane, described[name], rtol=0, atol=3e-4 if "shannon" in name else 1e-4)
+
+    delta = polarimetry.m_delta(described, "raney")
+    same([delta.ps, delta.pd], "delta_ps", "delta_pd")
+    # polsartools halves the power of the volume, so that its three do not sum to the span
+    same([delta.pv / np.sqrt(2)], "delta_pv")
+    np.testing.assert_allclose((delta**2).to_dataarray().sum("variable"), described.c11 + described.c22)
+    free = polarimetry.model_free(described, "raney")
+    same([free.ps, free.pd, free.pv], "free_ps", "free_pd", "free_pv")
+    eigen, shannon = polarimetry.entropy_alpha(described), polarimetry.shannon_entropy(described)
+    same([eigen.entropy, eigen.alpha], "entropy", "alpha")
+    same([shannon.intensity, shannon.polarimetry], "shannon_intensity", "shannon_polarimetry")
+    same([polarimetry.dprvi(described), polarimetry.m_chi(described).m], "dprvi", "m")
+
+
+def test_descriptors_of_pure_and_of_unpolarised_waves():
+    c2 = xr.Dataset({"c11": ("y", [1.0, 1.0]), "c22": ("y", [0.0, 1.0])}).expand_dims("x")
+    c2 = c2.assign(c12_real=0 * c2.c11, c12_imag=0 * c2.c11)
+    np.testing.assert_allclose(polarimetry.entropy_alpha(c2).entropy[0], [0, 1])
+    assert polarimetry.entropy_alpha(c2).alpha[0, 0] == 0
+    np.testing.assert_allclose(polarimetry.dprvi(c2)[0], [0, 1])
+    assert polarimetry.shannon_entropy(c2).polarimetry[0, 1] == 0
+    np.testing.assert_allclose(polarimetry.m_delta(c2).pv[0] ** 2, [0, 2])
+    swapped = polarimetry.model_free(c2.assign(c12_imag=0.4 * c2.c11), "raney")
+    here = polarimetry.model_free(c2.assign(c12_imag=0.4 * c2.c11))
+    np.testing.assert_allclose(swapped.ps, here.pd)
+    assert (here.ps > here.pd).all()
+
+
+def test_coherence_is_one_for_an_image_with_itself_and_as_simulated_for_a_pair():
+    first, other = (slc(image, None) for image in speckle((60, 60), 1))
+    np.testing.assert_allclose(polarimetry.coherence(first, first * 1j, 3), 1)
+    first, other = first / np.abs(first).std(), other / np.abs(other).std()
+    near = polarimetry.coherence(first, 0.8 * first + 0.6 * other, 31)
+    far = polarimetry.coherence(first, other, 31)
+    assert float(near.mean()) > 0.6 > 0.3 > float(far.mean())
+    assert near.attrs["units"] == "1"
+
+
 def test_decibel_and_cross_ratio():
     with np.load(DATA / "mchi_db_points.npz") as file:
         linear, expected = xr.DataArray(file["linear"], dims="x"), np.where(file["linear"] > 0, file["dB"], np.nan)
