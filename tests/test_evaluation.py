@@ -132,7 +132,7 @@ def test_a_class_missing_everywhere_has_no_interval():
     [
         ((["maize"], ["maize", "wheat"], [1]), "1 true, 2 predicted and 1 groups do not match"),
         (([], [], []), "no sample to evaluate"),
-        ((["maize", "rice"], ["maize", "maize"], [1, 2]), "class 'rice' is not one of maize"),
+        ((["maize", "rice"], ["maize", "maize"], [1, 2]), "Class 'rice' is not one of maize"),
         ((["maize", "maize"], ["maize", "maize"], [1, 1]), "1 group is too few"),
     ],
 )

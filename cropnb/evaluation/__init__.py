@@ -10,19 +10,29 @@ margins.  Mean F1 leaves such classes out, and an interval ignores the replicate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 LEVEL = 0.95  # of every interval
+Labels = Sequence[Any] | np.ndarray | pd.Series
 
 
-def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> pd.DataFrame:
-    """Counts with a row a true class and a column a predicted class, in the order of ``classes``.
+def confusion_matrix(true: Labels, predicted: Labels, classes: Sequence[str]) -> pd.DataFrame:
+    """Counts with a row a true class and a column a predicted class, in the order of `classes`.
 
-    Raises ValueError where ``true`` and ``predicted`` differ in length, are empty, or hold an unknown class.
+    Parameters
+    ----------
+    true, predicted
+        (n,) class of each sample.
+
+    Raises
+    ------
+    ValueError
+        Where the two differ in length, are empty, or hold an unknown class.
     """
     counts = _by_group(true, predicted, np.zeros(len(true), dtype=int), classes)[0]
     labels = list(classes)
@@ -58,72 +68,71 @@ def f1(matrix: ArrayLike) -> np.ndarray | pd.Series:
     return _named(matrix, lambda m: _ratio(2 * _diagonal(m), m.sum(-1) + m.sum(-2)))
 
 
-def scores(true: ArrayLike, predicted: ArrayLike, classes: Sequence[str]) -> pd.Series:
+def scores(true: Labels, predicted: Labels, classes: Sequence[str]) -> pd.Series:
     """``overall_accuracy``, ``kappa``, ``mean_f1`` and ``f1_<class>`` of one set of predictions."""
     matrix = confusion_matrix(true, predicted, classes)
     return pd.Series(_measures(matrix.to_numpy()), _measure_names(classes), name="score")
 
 
 def bootstrap(
-    true: ArrayLike,
-    predicted: ArrayLike,
-    groups: ArrayLike,
-    classes: Sequence[str],
-    n: int = 1000,
-    seed: int = 0,
+    true: Labels, predicted: Labels, groups: Labels, classes: Sequence[str], n: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """The measures of ``scores`` with 95 % percentile intervals: columns estimate, low, high.
+    """The measures of `scores` with 95 % percentile intervals: columns estimate, low, high.
 
-    Each of ``n`` replicates draws as many groups as there are, with replacement, each with all its samples.
-    Raises ValueError as ``confusion_matrix`` does, and for fewer than two groups, which carry no spread.
+    Parameters
+    ----------
+    true, predicted, groups
+        (n,) class of each sample, and the group it belongs to: its block, parcel or region.
+    n
+        Replicates; each takes as many groups as there are, with replacement, each with all its samples.
+
+    Raises
+    ------
+    ValueError
+        As `confusion_matrix` does, and for fewer than two groups, which carry no spread.
     """
-    return _interval(*bootstrap_draws(true, predicted, groups, classes, n, seed))
+    return _interval(*bootstrap_replicates(true, predicted, groups, classes, n, seed))
 
 
-def bootstrap_draws(
-    true: ArrayLike,
-    predicted: ArrayLike,
-    groups: ArrayLike,
-    classes: Sequence[str],
-    n: int = 1000,
-    seed: int = 0,
+def bootstrap_replicates(
+    true: Labels, predicted: Labels, groups: Labels, classes: Sequence[str], n: int = 1000, seed: int = 0
 ) -> tuple[pd.Series, pd.DataFrame]:
-    """The measures of ``scores``, and the same of each replicate of ``bootstrap``: a row a replicate.
+    """The measures of `scores`, and the same of each replicate of `bootstrap`: a row a replicate.
 
-    The same seed and number of groups give the same redraws of groups, whatever was predicted: replicates of
+    The same seed and number of groups give the same groups again, whatever was predicted: replicates of
     several sets of predictions of the same samples can be subtracted row by row.
     """
     matrices = _by_group(true, predicted, groups, classes)
     names = _measure_names(classes)
-    replicates = pd.DataFrame(_measures(_redraw(matrices, n, seed)), columns=names)
+    replicates = pd.DataFrame(_measures(_resample(matrices, n, seed)), columns=names)
     return pd.Series(_measures(matrices.sum(0)), names, name="score"), replicates
 
 
 def paired_bootstrap(
-    true: ArrayLike,
-    predicted_a: ArrayLike,
-    predicted_b: ArrayLike,
-    groups: ArrayLike,
+    true: Labels,
+    predicted_a: Labels,
+    predicted_b: Labels,
+    groups: Labels,
     classes: Sequence[str],
     n: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Difference of the measures, a - b, with 95 % intervals: columns estimate, low, high.
 
-    Both sets of predictions are scored on the same redrawn groups, so what makes a group hard for both
+    Both sets of predictions are scored on the same resampled groups, so what makes a group hard for both
     cancels.  An interval that holds 0 leaves open which of the two is better.
     """
-    a, draws_a = bootstrap_draws(true, predicted_a, groups, classes, n, seed)
-    b, draws_b = bootstrap_draws(true, predicted_b, groups, classes, n, seed)
-    return _interval(a - b, draws_a - draws_b)
+    a, replicates_a = bootstrap_replicates(true, predicted_a, groups, classes, n, seed)
+    b, replicates_b = bootstrap_replicates(true, predicted_b, groups, classes, n, seed)
+    return _interval(a - b, replicates_a - replicates_b)
 
 
-def _by_group(true: ArrayLike, predicted: ArrayLike, groups: ArrayLike, classes: Sequence[str]) -> np.ndarray:
+def _by_group(true: Labels, predicted: Labels, groups: Labels, classes: Sequence[str]) -> np.ndarray:
     """Confusion matrices (group, true, predicted), the groups in sorted order."""
     if not len(true) == len(predicted) == len(groups):
         raise ValueError(f"{len(true)} true, {len(predicted)} predicted and {len(groups)} groups do not match.")
     if len(true) == 0:
-        raise ValueError("there is no sample to evaluate; give at least one.")
+        raise ValueError("There is no sample to evaluate; give at least one.")
     size = len(classes)
     row, column = _codes(true, classes), _codes(predicted, classes)
     group, names = pd.factorize(np.asarray(groups), sort=True)
@@ -131,16 +140,16 @@ def _by_group(true: ArrayLike, predicted: ArrayLike, groups: ArrayLike, classes:
     return np.bincount(flat, minlength=len(names) * size**2).reshape(len(names), size, size)
 
 
-def _codes(labels: ArrayLike, classes: Sequence[str]) -> np.ndarray:
+def _codes(labels: Labels, classes: Sequence[str]) -> np.ndarray:
     """Position of each label in ``classes``."""
-    codes = pd.Index(classes).get_indexer(np.asarray(labels))
+    codes = pd.Index(classes).get_indexer(pd.Index(labels))
     if (codes < 0).any():
         unknown = np.asarray(labels)[codes < 0][0]
-        raise ValueError(f"class {str(unknown)!r} is not one of {', '.join(map(str, classes))}; add it or drop it.")
+        raise ValueError(f"Class {str(unknown)!r} is not one of {', '.join(map(str, classes))}; add it or drop it.")
     return codes
 
 
-def _redraw(matrices: np.ndarray, n: int, seed: int) -> np.ndarray:
+def _resample(matrices: np.ndarray, n: int, seed: int) -> np.ndarray:
     """Confusion matrices of ``n`` samples of whole groups: (n, true, predicted)."""
     count = len(matrices)
     if count < 2:
@@ -162,9 +171,9 @@ def _measure_names(classes: Sequence[str]) -> list[str]:
     return ["overall_accuracy", "kappa", "mean_f1", *(f"f1_{name}" for name in classes)]
 
 
-def _interval(estimate: pd.Series, draws: pd.DataFrame) -> pd.DataFrame:
+def _interval(estimate: pd.Series, replicates: pd.DataFrame) -> pd.DataFrame:
     """Percentiles over the replicates where the measure exists; NaN where it never does."""
-    low, high = draws.quantile((1 - LEVEL) / 2), draws.quantile((1 + LEVEL) / 2)
+    low, high = (replicates.quantile((1 + side * LEVEL) / 2) for side in (-1, 1))
     return pd.DataFrame({"estimate": estimate, "low": low, "high": high})
 
 
@@ -172,13 +181,13 @@ def _diagonal(matrix: np.ndarray) -> np.ndarray:
     return np.diagonal(matrix, axis1=-2, axis2=-1)
 
 
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray | float:
+def _ratio(top: ArrayLike, bottom: ArrayLike) -> np.ndarray | float:
     """top / bottom, NaN where bottom is 0."""
     top, bottom = np.asarray(top, dtype="float64"), np.asarray(bottom, dtype="float64")
     return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)[()]
 
 
-def _named(matrix: ArrayLike, measure) -> np.ndarray | pd.Series:
+def _named(matrix: ArrayLike, measure: Callable) -> np.ndarray | pd.Series:
     """``measure`` of the matrix, as a Series by class where the matrix is a frame."""
     result = measure(np.asarray(matrix, dtype="float64"))
     return pd.Series(result, matrix.index) if isinstance(matrix, pd.DataFrame) else result

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,14 +40,14 @@ def paper_table(name: str) -> xr.DataArray:
     """
     if name not in TABLES:
         raise ValueError(f"The paper has no table {name!r}; choose one of {', '.join(TABLES)}.")
-    frame = pd.read_csv(PAPER / TABLES[name])
+    frame = pd.read_csv(str(PAPER / TABLES[name]))
     for key, only in (("augmentation", "none"), ("features", "optical+m-chi")):  # what a table does not vary
         frame[key] = frame[key].str.replace(" ", "-") if key in frame else only
-    order = {key: frame[key].unique() for key in CELL}
+    order: dict[str, Any] = {key: frame[key].unique() for key in CELL}
     frame = frame.set_index(list(CELL)).rename(columns=lambda c: c.removesuffix("_percent")) / 100
     order["measure"] = columns = frame.columns.str.replace("f1_mean", "mean_f1")
     series = frame.set_axis(columns.rename("measure"), axis=1).stack()
-    return series.to_xarray().reindex(order).assign_attrs(units="1", source="Liu et al. (2023)")
+    return xr.DataArray.from_series(series).reindex(order).assign_attrs(units="1", source="Liu et al. (2023)")
 
 
 def draws(predictions: Mapping[tuple, pd.DataFrame], classes: Sequence[str], n: int, seed: int) -> xr.DataArray:
@@ -66,7 +67,7 @@ def draws(predictions: Mapping[tuple, pd.DataFrame], classes: Sequence[str], n: 
             one, other = ("/".join(map(str, name)) for name in (key, next(iter(predictions))))
             raise ValueError(f"{one} and {other} were judged on different samples; use one split and the same counts.")
         predicted = np.asarray(classes)[test[list(classes)].to_numpy().argmax(axis=1)]
-        estimate, redrawn = evaluation.bootstrap_draws(test["true"], predicted, test["block"], classes, n, seed)
+        estimate, redrawn = evaluation.bootstrap_replicates(test["true"], predicted, test["block"], classes, n, seed)
         stack.append(np.vstack([estimate, redrawn]))
     runs = xr.Coordinates.from_pandas_multiindex(pd.MultiIndex.from_tuples(predictions, names=[*CELL, "seed"]), "run")
     array = xr.DataArray(np.stack(stack), {"draw": range(n + 1), "measure": estimate.index}, ("run", "draw", "measure"))
@@ -80,7 +81,7 @@ def interval(values: xr.DataArray) -> xr.DataArray:
     Draws without a value, as of a rare class that is in none of the redrawn blocks, are left out.
     """
     estimate, redrawn = values.sel(draw=0, drop=True), values.sel(draw=slice(1, None))
-    known = ~np.isnan(estimate) & ~np.isnan(redrawn).all("draw")
+    known = estimate.notnull() & redrawn.notnull().any("draw")  # noqa: PD004  not pandas
     tails = [(1 - evaluation.LEVEL) / 2, (1 + evaluation.LEVEL) / 2]
     ends = redrawn.where(known, 0).quantile(tails, "draw").where(known).rename(quantile="bound").drop_vars("bound")
     bounds = xr.concat([estimate.expand_dims("bound"), ends], "bound").transpose(..., "bound")
@@ -135,7 +136,7 @@ def judge(
         bounds, seeds = (found["low"], found["high"]), found["by_seed"]
         said = {"verdict": verdict(*bounds, seeds, published, margin), "replicates": len(seeds), "margin": margin}
         judged.append({"part": name, "paper": published, **found, **power(*bounds, published), **said})
-    return {"claim": claim, "verdict": joint(part["verdict"] for part in judged), "parts": judged}
+    return {"claim": claim, "verdict": joint(str(part["verdict"]) for part in judged), "parts": judged}
 
 
 def marks(values: xr.DataArray) -> dict[str, str]:
@@ -144,7 +145,8 @@ def marks(values: xr.DataArray) -> dict[str, str]:
     A lead is the low end of the interval of the paired difference; without a best there is no second best.
     """
     known = values.dropna("model", how="all")
-    order, found = known["model"].values[np.argsort(-known.sel(draw=0).values, kind="stable")], {}
+    order = known["model"].values[np.argsort(-known.sel(draw=0).values, kind="stable")]
+    found: dict[str, str] = {}
     for name, following in list(pairwise(order))[:2]:
         lead = interval(known.sel(model=name, drop=True) - known.sel(model=following, drop=True))
         if not lead.sel(bound="low") > 0:
@@ -201,7 +203,7 @@ def missing(sweep: Iterable[Mapping], found: Iterable[str]) -> pd.DataFrame:
 
 def minority(crops: pd.Series, classes: Sequence[str]) -> list[str]:
     """Classes with less than half of an equal share of training samples (their `crops`), or else the rarest one."""
-    share = crops.value_counts(normalize=True).reindex(classes, fill_value=0)
+    share = crops.value_counts(normalize=True).reindex(list(classes), fill_value=0)
     return list(share.index[share < 0.5 / len(classes)]) or [share.idxmin()]
 
 
@@ -227,7 +229,7 @@ def side_by_side(
     bounds = interval(table.mean("seed"))
     frame = bounds.to_dataset("bound").to_dataframe()[["estimate", "low", "high"]]
     frame.insert(0, "paper", paper.to_series().reindex(frame.index))
-    seeds = (~np.isnan(table.sel(draw=0, drop=True))).any("measure").sum("seed")
+    seeds = table.sel(draw=0, drop=True).notnull().any("measure").sum("seed")  # noqa: PD004
     frame["seeds"] = seeds.expand_dims(measure=table["measure"]).transpose(*frame.index.names).to_series()
     states = absent.set_index(list(CELL))["state"].to_dict()
     without = [IMPOSSIBLE if row[1] in lacking else states.get(row[:3], "not in this build") for row in frame.index]
