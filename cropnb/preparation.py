@@ -1,7 +1,10 @@
 """Making a region's folder, which `cropnb.cube` reads: simulated, from Sentinel products, or from Flanders' patches."""
 
+import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import geopandas as gpd
@@ -11,7 +14,7 @@ import rasterio
 import rasterio.warp
 from odc.geo.geobox import GeoBox
 
-from cropnb import data, files, flanders, parcels, regions, twin
+from cropnb import data, files, flanders, parcels, regions, split, twin
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,8 @@ def prepare(
         case regions.Patches():
             make: Callable[..., dict] = _from_patches
         case regions.Measured():
-            make = _from_products
+            kept = Path(folder).with_name(f".{Path(folder).name}.acquisitions")
+            make = partial(_from_products, kept=kept)
         case regions.Points():
             raise ValueError(f"{region.name} has points and no rasters: no region folder can be made of it.")
     record = {"name": region.name, "simulated": False, "pixel_size": 10.0}
@@ -70,33 +74,63 @@ def check(region: regions.Measured) -> tuple[GeoBox, gpd.GeoDataFrame, parcels.R
     options = labels.model_dump(exclude={"file", "crs"})
     path = region.place(labels.file)
     fields, report = parcels.read(path, crs=region.crs, own_crs=labels.crs, grid=grid, **options)
+    try:
+        split.require_blocks(parcels.rasterise(fields, grid, labels.classes), fields, region.block_size)
+    except ValueError as error:
+        log.warning("%s", error)
     return grid, fields, report
 
 
-def _from_products(region: regions.Measured, folder: Path) -> dict:
-    """Bring a region's labels, cropland and SAFE products onto its grid; what region.json records."""
-    from cropnb.sentinel import optical, slc  # of the extra `sentinel`, which other regions can do without
+def _from_products(region: regions.Measured, folder: Path, kept: Path) -> dict:
+    """Bring a region's labels, cropland and products onto its grid; what region.json records.
 
+    Acquisitions are made in `kept`, where they outlive a failure: the next attempt goes on from there, unless the
+    grid or a file of the products has changed.
+    """
     grid, fields, report = check(region)
     fields.to_parquet(folder / "parcels.parquet", index=False)
     mask = region.place(region.cropland) if region.cropland else None
     write_cropland(mask, fields, grid, folder / "cropland.tif", codes=region.cropland_codes)
+    _write_acquisitions(region, grid, kept)
+    for sensor in kept.glob("*/"):
+        sensor.rename(folder / sensor.name)
+    shutil.rmtree(kept)
+    record = describe(fields, region.labels.classes, grid)
+    record |= {"max_cloud": region.sentinel2.max_cloud if region.sentinel2 else 1.0}
+    return record | {"labels": {"file": region.labels.file} | report.counts()}
+
+
+def _write_acquisitions(region: regions.Measured, grid: GeoBox, folder: Path) -> None:
+    from cropnb.sentinel import optical, slc  # of the extra `sentinel`, which other regions can do without
+
     source = region.folder()
-    found = sorted(source.rglob("*.SAFE"))
+    dem = region.place(region.dem) if region.dem else source / "dem.tif"
+    if region.dataset:  # what the manifest lists, whatever else lies there
+        inside = data.fetch(region.dataset).values()
+        found = sorted({parent for file in inside for parent in file.parents if parent.suffix == ".SAFE"})
+    else:
+        found = sorted(source.rglob("*.SAFE"))
     radar = [path for path in found if region.sentinel1 and path.name.startswith("S1")]
     scenes = [path for path in found if region.sentinel2 and path.name.startswith("S2")]
     if not found:
         raise FileNotFoundError(f"{source} holds no product (*.SAFE): python -m cropnb.sentinel fetch brings them.")
-    dem = region.place(region.dem) if region.dem else source / "dem.tif"
     if radar and not dem.is_file():
         raise FileNotFoundError(f"The elevation raster {dem} of {region.name} is missing: the key dem names another.")
-    for product in radar:
-        slc.write(product, dem, grid, folder, undulation=region.undulation)
-    for product in scenes:
-        optical.write(product, grid, folder)
-    record = describe(fields, region.labels.classes, grid)
-    record |= {"max_cloud": region.sentinel2.max_cloud if region.sentinel2 else 1.0}
-    return record | {"labels": {"file": region.labels.file} | report.counts()}
+    inputs = [file for path in [*radar, *scenes] for file in sorted(path.rglob("*"))] + [dem] * bool(radar)
+    states = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in inputs]
+    state = json.dumps([str(grid.crs), grid.boundingbox.bbox, region.undulation, states])
+    done = folder / "done.json"
+    before = json.loads(done.read_text()) if done.exists() else {}
+    if before.get("state") != state:
+        shutil.rmtree(folder, ignore_errors=True)
+        before = {"state": state, "products": []}
+    for product in (path for path in [*radar, *scenes] if path.name not in before["products"]):
+        if product in radar:
+            slc.write(product, dem, grid, folder, undulation=region.undulation)
+        else:
+            optical.write(product, grid, folder)
+        before["products"].append(product.name)
+        files.write_json(done, before)
 
 
 def describe(fields: gpd.GeoDataFrame, classes: Sequence[str], grid: GeoBox) -> dict:

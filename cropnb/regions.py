@@ -22,7 +22,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -96,7 +95,7 @@ class Optical(_Entry):
 
 class _Region(_Entry):
     name: Annotated[str, Field(pattern="^[a-z0-9_]+$")]
-    block_size: PositiveFloat = 10_000  # metres
+    block_size: Annotated[float, Field(ge=0)] = 10_000  # metres; 0 makes each parcel a block of its own
     sites: Annotated[int, Field(ge=1, le=10)] = 3  # blocks that are looked at one by one
     # What the networks' pages and all that follow them are about.
     features: Literal["backscatter", "m-chi", "optical+backscatter", "optical+m-chi", "optical"] = "optical+m-chi"

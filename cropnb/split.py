@@ -3,7 +3,11 @@
 The paper groups parcels by a grid of 10 km blocks and gives whole blocks to a set, and is silent on patches:
 the 11 x 11 pixels around a sample at the border of a block reach into the next. Here each set owns a
 territory, its blocks with the whole of their parcels, and only pixels whose footprint (the patch around them)
-lies inside the territory of their set are drawn.
+lies inside the territory of their set are taken.
+
+Where the parcels lie in too few blocks, a block size of 0 makes every parcel a block of its own: no parcel is
+shared and no footprint holds a pixel of another set's parcel, but sets are neighbours, and what is found holds
+for other parcels of this place, not for another place.
 """
 
 import logging
@@ -23,8 +27,9 @@ from cropnb.parcels import NO_CROP
 log = logging.getLogger(__name__)
 
 SETS = ("train", "validation", "test")
+SIZES = (10_000, 5_000, 2_000, 1_000, 500, 200)  # of blocks that are suggested, metres
 ACROSS = 10_000  # a block's number is its row x ACROSS + its column
-RESTARTS, TRIES = 40, 5  # of the search for an assignment, and how many of those are laid on the raster
+RESTARTS, TRIES = 40, 5  # of the search for an assignment, and how many are laid on the raster; all of parcels
 HELP = "smaller blocks, another seed, a smaller fraction or patch, or merging classes would help"
 
 
@@ -32,8 +37,10 @@ def blocks(labels: xr.Dataset, parcels: gpd.GeoDataFrame, size_m: float) -> pd.S
     """Return the block of each parcel, by parcel_id: the grid cell that holds its representative point.
 
     labels: raster (y, x) at whose upper left corner the grid starts; of a parcel that leaves it, the part inside
-    counts. A block's number is its row times 10,000 plus its column.
+    counts. A block's number is its row times 10,000 plus its column; with a size of 0 m it is the parcel's own.
     """
+    if size_m == 0:
+        return parcels.set_index("parcel_id", drop=False)["parcel_id"].rename("block")
     left, top = _corner(labels)
     right, bottom = labels["x"].values[-1], labels["y"].values[-1]  # half a pixel inside, and so in the last block
     part = parcels.geometry.clip_by_rect(left, bottom, right, top)
@@ -52,6 +59,28 @@ def reference(folder: str | Path, size_m: float) -> xr.Dataset:
     ids, place = np.unique(labels["parcel"], return_inverse=True)
     block = of_parcel.reindex(ids, fill_value=-1).to_numpy()[place].reshape(labels["parcel"].shape)
     return labels.assign(block=(("y", "x"), block))
+
+
+def require_blocks(labels: xr.Dataset, parcels: gpd.GeoDataFrame, block_size: float) -> None:
+    """Raise ValueError, with the block size that would do, where a class lies in fewer than three blocks (m)."""
+    classes = labels.attrs["classes"]
+
+    def counts(size: float) -> pd.Series:
+        return (
+            _labelled(labels, parcels, size)
+            .groupby("code")["block"]
+            .nunique()
+            .reindex(range(len(classes)), fill_value=0)
+        )
+
+    if (found := counts(block_size)).min() < len(SETS):
+        few = {classes[code]: int(n) for code, n in found.items() if n < len(SETS)}
+        fits = next((size for size in SIZES if size < block_size and counts(size).min() >= len(SETS)), 0)
+        alone = " (each parcel is a block of its own, see the chapter on the split)" if fits == 0 else ""
+        raise ValueError(
+            f"Classes in fewer than three blocks of {block_size:g} m (blocks of each): {few}. "
+            f"Set block_size to {fits} in the region's file{alone}, or merge classes."
+        )
 
 
 def split(
@@ -87,10 +116,10 @@ def split(
     ids, block = np.unique(pixels["block"], return_inverse=True)
     counts = np.zeros((len(ids), len(classes)))
     np.add.at(counts, (block, pixels["code"]), 1)
-    _require_blocks(counts, classes, block_size)
+    require_blocks(labels, parcels, block_size)
     wanted = np.maximum(np.rint(fraction * shares[:, None] * counts.sum(axis=0)), 1).astype(int)
     best = None
-    for owner in _assignments(counts, shares, rng):
+    for owner in _assignments(counts, shares, rng)[: None if block_size == 0 else TRIES]:
         pixels["set"] = owner[block]
         free, edge = _free(labels, pixels, dict(zip(ids, owner, strict=True)), block_size, patch)
         alone, free = free, free & whole
@@ -172,7 +201,7 @@ def audit(
         others = true["parcel"][group != name].unique()
         entered = np.isin(parcel[footprint[name]], others).sum()
         checks.append((f"pixels of other sets' parcels under {name} patches", entered, "at most", 0))
-    for a, b in combinations(SETS, 2):
+    for a, b in combinations(SETS, 2) if block_size else ():  # sets of parcels may share the ground between them
         both = (footprint[a] & footprint[b]).sum()
         distance = cKDTree(centre[a]).query(centre[b], p=np.inf)[0].min(initial=np.inf)
         checks.append((f"pixels under patches of both {a} and {b}", both, "at most", 0))
@@ -224,14 +253,6 @@ def _labelled(labels, parcels, block_size) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _require_blocks(counts, classes, block_size) -> None:
-    if len(counts) < len(SETS):
-        raise ValueError(f"{len(counts)} blocks of {block_size:g} m hold parcels, three sets need three: {HELP}")
-    few = {c: int(n) for c, n in zip(classes, (counts > 0).sum(axis=0), strict=True) if n < len(SETS)}
-    if few:
-        raise ValueError(f"classes in fewer than three blocks of {block_size:g} m (blocks of each) {few}: {HELP}")
-
-
 def _deviation(table, population) -> float:
     """Largest difference between the share of a class in a set (row of `table`) and in the population."""
     return float(abs(table / table.sum(axis=1, keepdims=True) - population / population.sum()).max())
@@ -258,7 +279,7 @@ def _assignments(counts, shares, rng) -> list[np.ndarray]:
                     owner[i], changed = cost.argmin(), True
                 totals[owner[i]] += counts[i]
         found[tuple(owner)] = cost.min()
-    return [np.array(owner) for owner in sorted(found, key=found.get)[:TRIES]]
+    return [np.array(owner) for owner in sorted(found, key=found.get)]
 
 
 def _free(labels, pixels, owners: dict, block_size, patch) -> tuple[np.ndarray, np.ndarray]:
@@ -267,6 +288,21 @@ def _free(labels, pixels, owners: dict, block_size, patch) -> tuple[np.ndarray, 
     The territories share out every pixel of the grid: a parcel's go with it, others with their block, and those
     of a block without parcels with the nearest that has some. So footprints in two territories share no pixel.
     """
+    place = pixels["row"].to_numpy(), pixels["col"].to_numpy()
+    if block_size:
+        territory = _territories(labels, owners, block_size)
+    else:
+        territory = np.full(labels["crop"].shape, len(SETS), np.uint8)
+    territory[place] = pixels["set"]
+    others = np.where(territory == len(SETS), 0, territory)  # land of no set hinders nobody
+    alone = minimum_filter(territory, patch) == maximum_filter(others, patch)
+    margins = [np.minimum(at, size - 1 - at) for at, size in zip(place, territory.shape, strict=True)]
+    edge = np.minimum(*margins) < patch // 2
+    return alone[place] & ~edge, edge
+
+
+def _territories(labels: xr.Dataset, owners: dict[int, int], block_size: float) -> np.ndarray:
+    """The set of each pixel's block (y, x)."""
     left, top = _corner(labels)
     row = np.floor((top - labels["y"].values) / block_size).astype(int)
     column = np.floor((labels["x"].values - left) / block_size).astype(int)
@@ -276,13 +312,7 @@ def _free(labels, pixels, owners: dict, block_size, patch) -> tuple[np.ndarray, 
         if 0 <= i < cells.shape[0] and 0 <= j < cells.shape[1]:
             cells[i, j] = owner
     nearest = distance_transform_edt(cells == len(SETS), return_distances=False, return_indices=True)
-    territory = cells[tuple(nearest)][np.ix_(row, column)]
-    place = pixels["row"].to_numpy(), pixels["col"].to_numpy()
-    territory[place] = pixels["set"]
-    alone = minimum_filter(territory, patch) == maximum_filter(territory, patch)
-    margins = [np.minimum(at, size - 1 - at) for at, size in zip(place, territory.shape, strict=True)]
-    edge = np.minimum(*margins) < patch // 2
-    return alone[place] & ~edge, edge
+    return cells[tuple(nearest)][np.ix_(row, column)]
 
 
 def _draw(pixels, wanted, labels, rng) -> pd.DataFrame:

@@ -37,7 +37,8 @@ def written(folder, **changes):
 
 def test_the_shipped_regions_are_valid():
     found = {path.stem: regions.read(path) for path in regions.Path("params/regions").glob("*.yaml")}
-    assert {"beian_twin", "beian_2017", "canada_2017", "flanders_2018", "flanders_2019"} == set(found)
+    shipped = {"beian_twin", "beian_2017", "beziers_2018", "canada_2017", "flanders_2018", "flanders_2019"}
+    assert shipped == set(found)
     assert all(name == region.name for name, region in found.items())
     assert found["beian_twin"].without() == []
     assert "region" in found["canada_2017"].lacks()

@@ -219,12 +219,12 @@ def test_no_block_lies_outside_the_raster(made):
 
 def test_constraints_that_cannot_be_met_are_named():
     parcels, labels = region()
-    with pytest.raises(ValueError, match=r"1 blocks of 5000 m hold parcels.*smaller blocks"):
+    with pytest.raises(ValueError, match=r"fewer than three blocks of 5000 m.*Set block_size to \d+"):
         split(labels, parcels, block_size=5000, seed=0)
     north = parcels.geometry.representative_point().y > TOP - 400
     lone = parcels.assign(crop=parcels["crop"].where((parcels["crop"] != "wheat") | north, "maize"))
     grid = labels.odc.geobox
-    with pytest.raises(ValueError, match=r"fewer than three blocks of 1000 m .* {'wheat': 2}.*merging classes"):
+    with pytest.raises(ValueError, match=r"fewer than three blocks of 1000 m .* {'wheat': 2}.*merge classes"):
         split(rasterise(lone, grid, CLASSES), lone, block_size=1000, seed=0)
     with pytest.raises(ValueError, match=r"blocks of 200 m and 31 x 31 patches no pixel is left of .*smaller"):
         split(labels, parcels, block_size=200, patch=31, seed=0)
@@ -266,3 +266,18 @@ def test_reference_labels_know_their_block(tmp_path, made, monkeypatch):
     inside = labels["parcel"].values != parcels.NO_PARCEL
     np.testing.assert_array_equal(raster["block"].values[inside], expected[labels["parcel"].values[inside]])
     assert (raster["block"].values[~inside] == -1).all()
+
+
+@pytest.mark.parametrize("patch", [3, 7])
+def test_parcels_may_be_blocks_of_their_own(patch):
+    parcels, labels = region()
+    result = split(labels, parcels, block_size=0, patch=patch, seed=0)
+    assert (result["block"] == result["parcel_id"]).all()
+    report = audit(result, labels, parcels, block_size=0, patch=patch)
+    assert report["passed"].all()
+    sets = labels["parcel"].to_series().map(result.drop_duplicates("parcel_id").set_index("parcel_id")["set"])
+    sets = sets.to_numpy(object).reshape(labels["parcel"].shape)
+    half = patch // 2
+    for row in result.iloc[:: max(1, len(result) // 50)].itertuples():
+        seen = sets[row.row - half : row.row + half + 1, row.col - half : row.col + half + 1].ravel()
+        assert {name for name in seen if isinstance(name, str)} == {row.set}

@@ -73,7 +73,7 @@ def _metadata(safe: Path) -> tuple[pd.Timestamp, float, dict[str, float]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give the folder of an unpacked L2A product (not L1C).")
     root = read_xml(path)
-    if (kind := root.findtext(".//PRODUCT_TYPE")) != "S2MSI2A":
+    if (kind := root.findtext(".//PRODUCT_TYPE")) not in ("S2MSI2A", "S2MSI2Ap"):  # p: the pilot of early 2018
         raise ValueError(f"{safe} is a product of type {kind}: choose one of type S2MSI2A (L2A).")
     added = {e.get("band_id"): float(e.text) for e in root.iter("BOA_ADD_OFFSET")}
     baseline = root.findtext(".//PROCESSING_BASELINE")
@@ -82,7 +82,10 @@ def _metadata(safe: Path) -> tuple[pd.Timestamp, float, dict[str, float]]:
     # Physical bands are B4 where files say B04.
     bands = {e.get("physicalBand"): e.get("bandId") for e in root.iter("Spectral_Information")}
     offsets = {band: added[bands[band.replace("B0", "B")]] if added else 0.0 for band in BANDS if band != "SCL"}
-    time, scale = (root.findtext(f".//{tag}") for tag in ("PRODUCT_START_TIME", "BOA_QUANTIFICATION_VALUE"))
+    time = root.findtext(".//PRODUCT_START_TIME")
+    scale = next(
+        (e.text for e in root.iter() if e.tag.endswith("BOA_QUANTIFICATION_VALUE")), "nan"
+    )  # pilot: L2A_BOA_...
     return pd.Timestamp(time), float(scale), offsets
 
 
