@@ -128,7 +128,7 @@ def model_free(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
 
 
 def entropy_alpha(c2: xr.Dataset) -> xr.Dataset:
-    """Dual-polarised `entropy` (0 to 1) and mean `alpha` (degrees) of an averaged covariance (dual-polarised form of Cloude and Pottier 1997)."""
+    """`entropy` (0 to 1) and mean `alpha` (degrees) of an averaged covariance, after Cloude and Pottier (1997)."""
     s, polarised = _polarised(c2)
     first = (1 + (polarised / s.s1).clip(0, 1)) / 2
     shares = xr.concat([first, 1 - first], "eigenvalue")
