@@ -218,7 +218,7 @@ def test_average_head_takes_any_size():
     [
         ("resnet", PATCH, {}, "No network is called 'resnet'"),
         ("cnn3d", (26, 3), {}, "reads patches"),
-        ("cnn3d", PATCH, {"pool": "min"}, "choose 'max' or 'average'"),
+        ("cnn3d", PATCH, {"pool": "min"}, "choose one of max, average"),
         ("cnn3d2d", (12, 11, 11, 3), {}, "at least 13 dates"),
         ("tcnn", (26, 10, 11, 3), {}, "odd sizes"),
         ("convstar", PATCH, {"head": "best"}, "choose one of centre"),

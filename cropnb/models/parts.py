@@ -1,25 +1,46 @@
-"""What the builders share: input checks, width, the softmax layer."""
+"""What the builders share: input checks, width, dense layers, a faster 3-D convolution."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 
-def scaled(count, width):
-    """`count` filters or units at a fraction `width` of the published network, at least one."""
+def scaled(count: int, width: float) -> int:
+    """`count` filters at a fraction `width` of the published network, at least one.
+
+    Raises
+    ------
+    ValueError
+        For a width that is not positive.
+    """
     if width <= 0:
         raise ValueError(f"The width is {width}; give a positive fraction of the published width.")
     return max(1, round(count * width))
 
 
-def patch_input(input_shape, network):
-    """Keras input of (time, y, x, feature) patches; y and x may be None where the network allows it."""
+def one_of(known: Iterable[str], value: str, what: str) -> None:
+    """Refuse, with a ValueError, a reading that is not known."""
+    if value not in known:
+        raise ValueError(f"The {what} is {value!r}; choose one of {', '.join(known)}.")
+
+
+def patch_input(input_shape: Sequence[int | None], network: str) -> Any:
+    """Keras input of (time, y, x, feature) patches; y and x may be None where the network allows it.
+
+    Raises
+    ------
+    ValueError
+        For another number of sizes.
+    """
     if len(input_shape) != 4:
         raise ValueError(f"{network} reads patches (time, y, x, feature), not {tuple(input_shape)}; give four sizes.")
     return keras.Input(tuple(input_shape), name="patch")
 
 
-def fixed_size(input_shape, network):
-    """Refuse an open time, y or x where the head counts its inputs."""
+def fixed_size(input_shape: Sequence[int | None], network: str) -> None:
+    """Refuse, with a ValueError, an open time, y or x where the head counts its inputs."""
     if None in input_shape:
         raise ValueError(
             f"{network} flattens its features and needs every size, not {tuple(input_shape)}; "
@@ -27,7 +48,7 @@ def fixed_size(input_shape, network):
         )
 
 
-def dense_head(x, num_classes, units, dropout):
+def dense_head(x: Any, num_classes: int, units: Sequence[int], dropout: float) -> Any:
     """Dense layers with ReLU and dropout, then the class probabilities."""
     for i, n in enumerate(units, 1):
         x = keras.layers.Dense(n, activation="relu", name=f"dense_{i}")(x)
@@ -35,9 +56,9 @@ def dense_head(x, num_classes, units, dropout):
     return probabilities(x, num_classes)
 
 
-def probabilities(x, num_classes, **kwargs):
+def probabilities(x: Any, num_classes: int, **options: Any) -> Any:
     """Softmax layer, in float32 also under mixed precision."""
-    return keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="crop", **kwargs)(x)
+    return keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="crop", **options)(x)
 
 
 @keras.saving.register_keras_serializable(package="cropnb")
@@ -48,7 +69,8 @@ class Conv3D(keras.layers.Conv3D):
     Strides and dilation are one, channels last.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
+        """(batch, time, y, x, channel) to (batch, time, y, x, filter)."""
         length, side, _, channels, filters = self.kernel.shape
         before = (length - 1) // 2 if self.padding == "same" else 0
         after = length - 1 - before if self.padding == "same" else 0
