@@ -129,14 +129,16 @@ def network(layers: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     layers
-        Table of ``cropnb.models.layers``.
+        Table of ``cropnb.models.layers``; with a column ``published``, the parameters at the published width are
+        written too.
     """
     ax = ax or plt.gca()
-    for y, (_, kind, output, parameters) in enumerate(layers.itertuples(index=False)):
+    for y, (_, kind, output, parameters, *published) in enumerate(layers.itertuples(index=False)):
         colour = next((c for word, c in _KINDS.items() if word in kind), "#D0D0D0")
         ax.barh(y, np.log10(np.prod(output)) + 0.1, color=colour, edgecolor="black", linewidth=0.5, height=0.72)
         sizes = " x ".join(map(str, output))
-        text = f"{kind}  {sizes}" + (f"  ({parameters:,} parameters)" if parameters else "")
+        of = f" of {published[0]:,}" if published else ""
+        text = f"{kind}  {sizes}" + (f"  ({parameters:,}{of} parameters)" if parameters else "")
         ax.text(0.05, y, text, va="center", fontsize="small")
     ax.set_yticks(range(len(layers)), layers["layer"])
     ax.set(xlabel="numbers in the output", ylim=(len(layers) - 0.4, -0.6))
@@ -163,6 +165,29 @@ def history(epochs: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
         ax.set(xlabel="epoch", ylabel=name)
     axes[0].legend()
     return axes
+
+
+def errors(judged: pd.DataFrame, classes: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Map of test pixels: right ones grey, wrong ones in the colour of the true crop, each block with its accuracy.
+
+    Parameters
+    ----------
+    judged
+        Columns y, x (metres), block, true and right.
+    """
+    ax = ax or plt.gca()
+    right, wrong = judged[judged["right"]], judged[~judged["right"]]
+    ax.plot(right["x"], right["y"], ".", color="0.8", ms=3)
+    for crop, colour in palette(classes).items():
+        part = wrong[wrong["true"] == crop]
+        ax.plot(part["x"], part["y"], "o", color=colour, ms=4, label=crop)
+    for _, block in judged.groupby("block"):
+        at = block["x"].mean(), block["y"].max()
+        ax.annotate(
+            f"{block['right'].mean():.0%}", at, (0, 3), textcoords="offset points", ha="center", fontsize="small"
+        )
+    ax.legend(title="true crop, wrong", loc="upper left", bbox_to_anchor=(1.01, 1))
+    return kilometres(ax)
 
 
 def intervals(
