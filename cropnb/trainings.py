@@ -80,7 +80,7 @@ class Training:
         counts = {name: getattr(p, f"{name}_samples") for name in samples.SETS}
         rows = samples.thin(pd.read_parquet(Path(p.build, "split.parquet")), **counts)
         seen = rows[rows["set"] == "train"]
-        self.scaler = scenarios.fit_scaler(self.steps, seen["row"], seen["col"], p.scaling)
+        self.scaler = scenarios.fit_scaler(self.steps, seen["row"].tolist(), seen["col"].tolist(), p.scaling)
         options: dict[str, Any] = {"seed": p.seed, "size": p.patch, "batch_size": p.batch_size}
         scaled = scenarios.scale(self.steps, self.scaler)
         self.train, self.validation, self.test = batches.load(scaled, rows, self.classes, **options)
@@ -116,7 +116,7 @@ class Training:
         content: dict[str, Any] = {name: getattr(p, name) for name in told}
         content |= {name: getattr(self, name) for name in made}
         content |= {"train_samples": len(self.train.samples), "epochs_allowed": p.epochs}
-        metrics = self.scores["estimate"].to_dict()
+        metrics = {str(name): value for name, value in self.scores["estimate"].items()}
         return runs.write(Path(p.build, p.folder), model=self.name, metrics=metrics, **content)
 
     def words(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Training:
         return asdict(self.parameters) | {
             "network": models.DISPLAY_NAMES[self.name],
             "model": self.name,
-            **self.layers[["parameters", "published"]].sum().to_dict(),
+            **{name: self.layers[name].sum() for name in ("parameters", "published")},
             **{name: len(getattr(self, name).samples) for name in samples.SETS},
             "seconds": self.seconds,
             "trained": len(accuracy),

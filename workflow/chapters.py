@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ class ChapterError(ValueError):
     """A chapter or a profile that cannot be used, said in one sentence."""
 
 
+SHARED = re.compile(r"^```\{include\} (\S+)\n```$", re.MULTILINE)
+
+
 @cache
 def read_notebook(source: Path):
     """The notebook of an md:myst source."""
@@ -68,9 +72,16 @@ def is_parameters(cell) -> bool:
 
 
 def notebook_of(source: Path, without: Sequence[str] = ()):
-    """A copy of a chapter's notebook for a region, without the cells tagged ``needs-<what the region has not>``."""
+    """A copy of a chapter's notebook, without the cells tagged ``needs-<thing>`` for what `without` names.
+
+    Things are what a region has not, and ``reader`` where nobody will look at the page. Sentences that chapters share
+    stand in their place.
+    """
     notebook, away = deepcopy(read_notebook(source)), {f"needs-{thing}" for thing in without}
     notebook.cells = [cell for cell in notebook.cells if not away & set(cell.metadata.get("tags", ()))]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = SHARED.sub(lambda match: (source.parent / match[1]).read_text().strip(), cell.source)
     return notebook
 
 

@@ -38,7 +38,8 @@ def main(source: Path, marker: Path, cells: list[dict]) -> None:
             kernel.start_kernel()
         begin, reason = time.perf_counter(), ""
         try:
-            execute(chapter.source, folder / f"executed/{cell['name']}.ipynb", cell["parameters"], kernel)
+            output = folder / f"executed/{cell['name']}.ipynb"
+            execute(chapter.source, output, cell["parameters"], kernel, without=("reader",))
         except PapermillExecutionError as error:
             reason = explain(chapter.source, error)
         except DeadKernelError:
