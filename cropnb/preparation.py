@@ -1,6 +1,5 @@
 """Making a region's folder, which `cropnb.cube` reads: simulated, from Sentinel products, or from Flanders' patches."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import rasterio
 import rasterio.warp
 from odc.geo.geobox import GeoBox
 
-from cropnb import data, files, flanders, parcels, regions, split, twin
+from cropnb import data, files, flanders, parcels, rasters, regions, split, twin
 
 log = logging.getLogger(__name__)
 
@@ -87,50 +86,19 @@ def _from_products(region: regions.Measured, folder: Path, kept: Path) -> dict:
     Acquisitions are made in `kept`, where they outlive a failure: the next attempt goes on from there, unless the
     grid or a file of the products has changed.
     """
+    from cropnb.sentinel import products  # of the extra `sentinel`, which other regions can do without
+
     grid, fields, report = check(region)
     fields.to_parquet(folder / "parcels.parquet", index=False)
     mask = region.place(region.cropland) if region.cropland else None
     write_cropland(mask, fields, grid, folder / "cropland.tif", codes=region.cropland_codes)
-    _write_acquisitions(region, grid, kept)
+    brought = products.bring(region, grid, kept)
     for sensor in kept.glob("*/"):
         sensor.rename(folder / sensor.name)
     shutil.rmtree(kept)
     record = describe(fields, region.labels.classes, grid)
     record |= {"max_cloud": region.sentinel2.max_cloud if region.sentinel2 else 1.0}
-    return record | {"labels": {"file": region.labels.file} | report.counts()}
-
-
-def _write_acquisitions(region: regions.Measured, grid: GeoBox, folder: Path) -> None:
-    from cropnb.sentinel import optical, slc  # of the extra `sentinel`, which other regions can do without
-
-    source = region.folder()
-    dem = region.place(region.dem) if region.dem else source / "dem.tif"
-    if region.dataset:  # what the manifest lists, whatever else lies there
-        inside = data.fetch(region.dataset).values()
-        found = sorted({parent for file in inside for parent in file.parents if parent.suffix == ".SAFE"})
-    else:
-        found = sorted(source.rglob("*.SAFE"))
-    radar = [path for path in found if region.sentinel1 and path.name.startswith("S1")]
-    scenes = [path for path in found if region.sentinel2 and path.name.startswith("S2")]
-    if not found:
-        raise FileNotFoundError(f"{source} holds no product (*.SAFE): python -m cropnb.sentinel fetch brings them.")
-    if radar and not dem.is_file():
-        raise FileNotFoundError(f"The elevation raster {dem} of {region.name} is missing: the key dem names another.")
-    inputs = [file for path in [*radar, *scenes] for file in sorted(path.rglob("*"))] + [dem] * bool(radar)
-    states = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in inputs]
-    state = json.dumps([str(grid.crs), grid.boundingbox.bbox, region.undulation, states])
-    done = folder / "done.json"
-    before = json.loads(done.read_text()) if done.exists() else {}
-    if before.get("state") != state:
-        shutil.rmtree(folder, ignore_errors=True)
-        before = {"state": state, "products": []}
-    for product in (path for path in [*radar, *scenes] if path.name not in before["products"]):
-        if product in radar:
-            slc.write(product, dem, grid, folder, undulation=region.undulation)
-        else:
-            optical.write(product, grid, folder)
-        before["products"].append(product.name)
-        files.write_json(done, before)
+    return record | {"labels": {"file": region.labels.file} | report.counts(), "products": brought}
 
 
 def describe(fields: gpd.GeoDataFrame, classes: Sequence[str], grid: GeoBox) -> dict:
@@ -152,10 +120,7 @@ def write_cropland(
         cropland = _read_mask(Path(mask), grid, codes)
     else:
         cropland = (parcels.rasterise(fields, grid, sorted(set(fields["crop"])))["parcel"].values > 0).astype("uint8")
-    options = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": 255, "crs": str(grid.crs)}
-    options |= {"height": grid.shape[0], "width": grid.shape[1], "transform": grid.affine, "tiled": True}
-    with rasterio.open(path, "w", **options) as file:
-        file.write(cropland, 1)
+    rasters.write(path, {"cropland": cropland}, grid, "uint8", 255)
 
 
 def _read_mask(mask: Path, grid: GeoBox, codes: Sequence[int]) -> np.ndarray:

@@ -162,6 +162,7 @@ def test_a_real_product_and_a_label_file_become_a_region(tmp_path):
         "bounds": list(transform_bounds("EPSG:32629", "EPSG:4326", *grid.boundingbox)),
         "sentinel1": None,
         "sentinel2": {"max_cloud": 1.0},
+        "season": ["2022-05-01", "2022-10-31"],
         "features": "optical",
         "products": str(tmp_path),
         "labels": {

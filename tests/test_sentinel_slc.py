@@ -327,29 +327,39 @@ def test_write(product, dem, tmp_path, monkeypatch):
     xr.testing.assert_equal(plain[["c12_real", "c12_imag"]], c2[["c12_real", "c12_imag"]])
 
 
-def test_slices_of_a_pass_make_one_file(product, dem, tmp_path):
+def test_slices_of_a_pass_make_one_file(product, dem, tmp_path, monkeypatch):
     grid = square(CENTRE, 200)
-    path = slc.write(product, dem, grid, tmp_path)
-    with rasterio.open(path, "r+") as file:
-        whole = file.read()
-        assert np.isfinite(whole).all()
-        half = whole.copy()
-        half[:, :20], half[:, 20:] = np.nan, 5
-        file.write(half)
-        file.update_tags(product="the_slice_before")
-    first = path.rename(path.with_name("S1_20210401T0525_C2.tif"))
-    assert slc.write(product, dem, grid, tmp_path) == first
-    with rasterio.open(first) as file:
-        assert file.tags()["product"] == f"the_slice_before {NAME}"
-        np.testing.assert_array_equal(file.read(), np.concatenate([whole[:, :20], half[:, 20:]], axis=1))
-    # Once more makes the file anew.
-    slc.write(product, dem, grid, tmp_path)
-    with rasterio.open(first, "r+") as file:
-        np.testing.assert_array_equal(file.read(), whole)
-        file.update_tags(product="the_slice_before")
-    with pytest.raises(ValueError, match=r"was written with undulation = 0.0, not 10: remove it and write all"):
-        slc.write(product, dem, grid, tmp_path, undulation=10)
-    assert [file.name for file in first.parent.iterdir()] == [first.name]
+    whole = slc.covariance(product, dem, grid).compute()
+    north = whole.where(whole.y > CENTRE[1]).assign_attrs(product="north", time="2021-04-01T05:26:22")
+    south = (0 * whole + 5).assign_attrs(whole.attrs | {"product": "south", "time": "2021-04-01T05:26:47"})
+    parts = {"north": north.chunk(), "south": south.chunk()}
+    monkeypatch.setattr(slc, "covariance", lambda safe, *_, **__: parts[safe.name])
+    path = slc.write([Path("north"), Path("south")], dem, grid, tmp_path)
+    assert path.name == "S1_20210401T0526_C2.tif"
+    with rasterio.open(path) as file:
+        assert file.tags()["product"] == "north south"
+        expected = np.concatenate([whole.to_dataarray()[:, :20], np.full((4, 20, 40), 5)], axis=1)
+        np.testing.assert_array_equal(file.read(), expected.astype("float32"))
+
+
+def test_heights_that_no_land_has_are_no_heights(tmp_path):
+    """A void without a tag stays a void, and its neighbours take nothing of it; a raster that is south up is read."""
+    grid = square(CENTRE, 300)
+    expected = slc._ground(write_dem(tmp_path / "dem.tif", CENTRE, 600), grid, 0.0).values
+    with rasterio.open(tmp_path / "dem.tif") as file:
+        values, profile = file.read(1), file.profile
+    profile |= {"transform": profile["transform"] * rasterio.Affine(1, 0, 0, 0, -1, len(values))}
+    values[10:20, 10:20] = -32768
+    with rasterio.open(tmp_path / "void.tif", "w", **profile) as file:
+        file.write(values[::-1], 1)
+    found = slc._ground(tmp_path / "void.tif", grid, 0.0).values
+    held = np.isfinite(found)
+    assert 0.5 < held.mean() < 0.95
+    np.testing.assert_allclose(found[held], expected[held], atol=5)
+    with rasterio.open(tmp_path / "void.tif", "r+") as file:
+        file.units = ["ft"]
+    with pytest.raises(ValueError, match=r"void.tif gives heights in ft: bring them to metres"):
+        slc._check_cover(tmp_path / "void.tif", grid)
 
 
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")

@@ -9,13 +9,17 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import rasterio.merge
+from odc.geo.geobox import GeoBox
 from rasterio.warp import transform_bounds
 
-from .. import regions
-from ..data import DataUnavailable
-from . import catalogue
+from cropnb import files, regions
+from cropnb.data import DataUnavailable
+from cropnb.sentinel import catalogue
+
+VOID = -32768.0  # height of the joined elevation tiles where there is none
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +50,31 @@ def fetch(path: Path) -> Path:
     """Download and unpack what the lock file lists, and join the elevation tiles."""
     region, lock = _measured(path), path.with_suffix(".lock.yaml")
     folder = region.folder()
-    files = catalogue.download(lock, folder)
-    for file in files:
+    fetched = catalogue.download(lock, folder)
+    for file in fetched:
         if file.suffix == ".zip" and not (folder / f"{file.stem}.SAFE").exists():
             catalogue.unpack(file, folder)
-    tiles = [file for file in files if file.suffix == ".tif"]
-    if tiles and not (folder / "dem.tif").exists():
-        rasterio.merge.merge(tiles, dst_path=folder / "dem.part.tif")
-        (folder / "dem.part.tif").rename(folder / "dem.tif")
-    log.info("%d products in %s", len(files) - len(tiles), folder)
+    tiles = [file for file in fetched if file.suffix == ".tif"]
+    _join(tiles, region.grid(), folder / "dem.tif")
+    log.info("%d products in %s", len(fetched) - len(tiles), folder)
     return folder
+
+
+def _join(tiles: list[Path], grid: GeoBox, path: Path) -> None:
+    """Join elevation tiles, once: no height where the region has no tile, which is open sea or not released."""
+    names = " ".join(sorted(tile.name for tile in tiles))
+    held = rasterio.open(path).tags().get("tiles") if path.exists() else ""
+    if not tiles or held == names:
+        return
+    bounds = np.array([rasterio.open(tile).bounds for tile in tiles])
+    west, south, east, north = *bounds[:, :2].min(axis=0), *bounds[:, 2:].max(axis=0)
+    wanted = transform_bounds(str(grid.crs), "EPSG:4326", *grid.boundingbox)
+    more = np.ceil(np.maximum(0, [west - wanted[0], south - wanted[1], wanted[2] - east, wanted[3] - north]))
+    bounds = west - more[0], south - more[1], east + more[2], north + more[3]  # whole degrees: pixels stay in place
+    with files.whole(path) as part:
+        rasterio.merge.merge(tiles, bounds=bounds, nodata=VOID, dst_path=part)
+        with rasterio.open(part, "r+") as file:
+            file.update_tags(tiles=names)
 
 
 def _measured(path: Path) -> regions.Measured:

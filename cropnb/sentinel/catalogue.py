@@ -44,8 +44,9 @@ from requests.utils import get_netrc_auth
 from tqdm import tqdm
 from urllib3.util import Retry
 
-from .. import data, project
-from ..data import DataUnavailable
+from cropnb import data, files, project
+from cropnb.data import DataUnavailable
+from cropnb.sentinel.choice import choose, refuse, row
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ ELEVATION = "https://copernicus-dem-30m.s3.amazonaws.com"
 COLLECTIONS = {"sar": "sentinel-1-slc", "optical": "sentinel-2-l2a"}
 SPEED = 50e6 / 8  # bytes a second of an ordinary line; the service gives at most 20 MB/s a connection
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
+LARGEST = 40e9  # bytes of an unpacked product; a slice of SLC has about 8
 PAUSES = (1, 4, 16, 60)  # seconds before a download that got nothing is taken up again
 HOW_TO_LOG_IN = (
     "set CDSE_USERNAME and CDSE_PASSWORD, or a line of ~/.netrc for the machine identity.dataspace.copernicus.eu "
@@ -123,27 +125,17 @@ def search(
     DataUnavailable
         Where the catalogue does not answer.
     """
-    region, days, rows = _region(bounds), (f"{pd.Timestamp(start):%Y-%m-%d}", f"{pd.Timestamp(end):%Y-%m-%d}"), []
+    region, season, rows = _region(bounds), (pd.Timestamp(start), pd.Timestamp(end)), []
     for sensor in sensors:
-        items = _newest(_items(COLLECTIONS[sensor], bounds, days, address))
-        reasons = [_unfit(item, sensor, orbits, max_cloud) for item in items]
-        groups: dict[tuple, list] = {}
-        for row in [_row(item, sensor, region) for item, reason in zip(items, reasons, strict=True) if not reason]:
-            groups.setdefault((row["time"].date(), row["track"]), []).append(row)
-        covers = {key: shapely.union_all([row.pop("footprint") for row in group]) for key, group in groups.items()}
-        whole = [key for key in sorted(groups) if covers[key].area >= min_covered * region.area]
-        reasons += [f"cover less than {min_covered:.0%} of the region"] * sum(
-            len(group) for key, group in groups.items() if key not in whole
-        )
-        if not whole:
-            why = ", ".join(f"{n} {reason}" for reason, n in sorted(Counter(filter(None, reasons)).items()))
-            raise ValueError(
-                f"{COLLECTIONS[sensor]} has no acquisition to use over {list(bounds)} from {days[0]} to {days[1]} "
-                f"({why or 'it lists none'}): widen the season or the rules of selection."
-            )
-        wanted = min((dates or {}).get(sensor, 0) or len(whole), len(whole))
-        chosen = np.unique(np.linspace(0, len(whole) - 1, wanted).round().astype(int))
-        rows += [row for i in chosen for row in groups[whole[i]]]
+        found = [_row(item, sensor, region) for item in _items(COLLECTIONS[sensor], bounds, season, address)]
+        rules = {"orbits": orbits} if sensor == "sar" else {"max_cloud": max_cloud}
+        rules |= {"season": season, "dates": (dates or {}).get(sensor, 0), "min_covered": min_covered}
+        passes = choose(found, region, **rules)
+        if not passes:
+            refuse(found, f"{COLLECTIONS[sensor]} has no acquisition to use over {list(bounds)}", season)
+        for why, count in Counter(each["why"] for each in found if each["why"]).items():
+            log.info("%d products of %s left out: %s", count, COLLECTIONS[sensor], why)
+        rows += [each for one in passes for each in one]
     return _table(rows)
 
 
@@ -163,7 +155,7 @@ def elevation(bounds: Sequence[float], *, margin: float = 0.1, address: str = EL
         except requests.RequestException as error:
             raise DataUnavailable(f"{url} could not be asked for ({data._reason(error)}).") from None
         if answer.status_code == 404:
-            log.info("%s is not in the elevation model: open sea, or not released.", name)
+            log.warning("%s is not in the elevation model: open sea, or not released (no height there).", name)
             continue
         if answer.status_code != 200:
             raise DataUnavailable(f"{url} was answered {answer.status_code}: try again later.")
@@ -181,11 +173,11 @@ def _region(bounds: Sequence[float]) -> shapely.Polygon:
     return shapely.box(*bounds)
 
 
-def _items(collection: str, bounds: Sequence[float], days: Sequence[str], address: str) -> list[dict]:
+def _items(collection: str, bounds: Sequence[float], season: Sequence[pd.Timestamp], address: str) -> list[dict]:
     """STAC items of all pages, as dictionaries. Rules are applied here: a season over a region is a few hundred."""
     _check_online(address)
     io = StacApiIO(timeout=TIMEOUT, max_retries=None)
-    io.session, window = _Session(), f"{days[0]}T00:00:00Z/{days[1]}T23:59:59Z"
+    io.session, window = _Session(), f"{season[0]:%Y-%m-%d}T00:00:00Z/{season[1]:%Y-%m-%d}T23:59:59Z"
     try:
         client = Client.open(address, stac_io=io)
         found = client.search(collections=[collection], bbox=list(bounds), datetime=window, limit=100)
@@ -198,48 +190,35 @@ def _items(collection: str, bounds: Sequence[float], days: Sequence[str], addres
     raise DataUnavailable(f"The catalogue {address} could not be searched ({reason}): try again later.")
 
 
-def _newest(items: Sequence[Mapping]) -> list[Mapping]:
-    """Items without older processings of the same data, which the archive keeps."""
-    versions, newest = [], {}
-    for item in items:
-        name = item["id"].removesuffix(".SAFE").split("_")
-        # Sentinel-2: satellite, level, time, baseline, track, tile, made. Sentinel-1 ends in a checksum.
-        made, baseline = name.pop(), name.pop(3) if name[0].startswith("S2") else ""
-        version = baseline or (str(item["properties"].get("processing:datetime")), made)
-        versions.append((tuple(name), version))
-        newest[tuple(name)] = max(newest.get(tuple(name), version), version)
-    return [item for item, (name, version) in zip(items, versions, strict=True) if newest[name] == version]
-
-
-def _unfit(item: Mapping, sensor: str, orbits: Sequence[int], max_cloud: float) -> str:
-    """Why a product is not used, in words that follow a number; empty where it is."""
-    properties, asset = item["properties"], item["assets"].get("Product", {})
-    if not (asset.get("href") and asset.get("file:size")):
-        return "without a download"
-    if sensor == "optical":
-        return "" if properties.get("eo:cloud_cover", 100) <= 100 * max_cloud else f"above {max_cloud:.0%} cloud"
-    if properties.get("sar:instrument_mode") != "IW":
-        return "in another mode than IW"
-    if not {"VV", "VH"} <= set(properties.get("sar:polarizations", ())):
-        return "without both VV and VH"
-    return "of another track" if orbits and properties.get("sat:relative_orbit") not in orbits else ""
-
-
 def _row(item: Mapping, sensor: str, region: shapely.Polygon) -> dict:
-    properties, asset = item["properties"], item["assets"]["Product"]
-    footprint = shapely.make_valid(shapely.geometry.shape(item["geometry"])).intersection(region)
-    return {
-        "time": pd.to_datetime(properties.get("start_datetime") or properties["datetime"], utc=True).tz_localize(None),
-        "sensor": sensor,
-        "product": item["id"].removesuffix(".SAFE"),
-        "track": str(properties.get("sat:relative_orbit", "")),
-        "cloud_cover": round(properties.get("eo:cloud_cover", np.nan) / 100, 4),
-        "covered": round(footprint.area / region.area, 4),
-        "bytes": asset["file:size"],
-        "checksum": _checksum(asset.get("file:checksum", "")),
-        "url": asset["href"],
-        "footprint": footprint,
-    }
+    """An item as `choice.choose` takes it; one that cannot be used says why, and stops no search."""
+    name = str(item.get("id")).removesuffix(".SAFE")
+    try:
+        properties, asset = item["properties"], (item.get("assets") or {}).get("Product") or {}
+        time = pd.to_datetime(properties.get("start_datetime") or properties["datetime"], utc=True).tz_localize(None)
+        made = (str(properties.get("processing:datetime")), name.split("_")[-1])
+        cloud = properties.get("eo:cloud_cover")
+        about = {
+            "time": time,
+            "track": str(properties.get("sat:relative_orbit") or ""),
+            "cloud_cover": np.nan if cloud is None else round(cloud / 100, 4),
+            "footprint": shapely.geometry.shape(item["geometry"]),
+            "version": name.split("_")[3] if sensor == "optical" else made,
+        }
+        fields = {"bytes": asset.get("file:size"), "checksum": _checksum(asset.get("file:checksum") or "")}
+        fields |= {"url": asset.get("href")}
+        if not (fields["url"] and fields["bytes"]):
+            about["why"] = "without a download"
+        elif sensor == "sar" and properties.get("sar:instrument_mode") != "IW":
+            about["why"] = "in another mode than IW"
+        elif sensor == "sar" and not {"VV", "VH"} <= set(properties.get("sar:polarizations") or ()):
+            about["why"] = "without both VV and VH"
+        else:
+            known = {"product": name, "sensor": sensor, "covered": 0.0} | about | fields
+            Product.model_validate({key: known[key] for key in Product.model_fields})
+        return row(name, sensor, **about) | fields
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError):
+        return row(name, sensor, why="with a value that is missing or cannot be")
 
 
 def _checksum(text: str) -> str:
@@ -493,21 +472,23 @@ def unpack(path: str | Path, folder: str | Path) -> Path:
     path, folder = Path(path), Path(folder)
     if not path.is_file():
         raise FileNotFoundError(f"There is no product {path}: download it first.")
-    partial = folder / f".{path.name}.partial"
     try:
         with zipfile.ZipFile(path) as archive:
             tops = {_top(path, member) for member in archive.infolist()}
             if len(tops) != 1:
                 raise ValueError(f"{path} holds {len(tops)} folders and a product is one: use another file.")
+            size = sum(member.file_size for member in archive.infolist())
+            if size > min(LARGEST, shutil.disk_usage(folder if folder.exists() else path.parent).free):
+                raise ValueError(
+                    f"{path} unpacks to {size / 1e9:.0f} GB, more than a product or the free disk: check it."
+                )
             place = folder / tops.pop()
             if not place.exists():
-                archive.extractall(partial)
-                (partial / place.name).rename(place)
+                with files.whole(place) as part:
+                    archive.extractall(part.parent)
             return place
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ValueError(f"{path} is cut short or damaged ({error}): delete it and download it again.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _top(path: Path, member: zipfile.ZipInfo) -> str:

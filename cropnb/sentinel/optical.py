@@ -1,8 +1,10 @@
 """Sentinel-2 L2A SAFE products to surface reflectance and scene classification on a map grid."""
 
 import logging
-import shutil
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -11,24 +13,24 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
-from cropnb.sentinel.files import new_geotiff, other_products, read_xml
+from cropnb import rasters
+from cropnb.sentinel.files import read_xml
 
-BANDS = {"B04": 10, "B8A": 20, "B11": 20, "SCL": 20}  # metres of the result
-SCALE = 10_000  # stored numbers are reflectance times this
+BANDS = {"red": "B04", "narrow_nir": "B8A", "swir1": "B11", "scl": "SCL"}
+TYPES = ("S2MSI2A", "S2MSI2Ap")  # and of the pilot, until March 2018
+LOCAL = 99  # baseline that Sen2Cor writes at home; before version 2.10 without offsets
 _AGAIN = "fetch the product again"
 
 log = logging.getLogger(__name__)
 
 
-def write(safe: str | Path, grid: GeoBox, folder: str | Path) -> Path:
-    """Write one product to ``folder/optical/S2_<date>/{B04_10m,B8A_20m,B11_20m,SCL_20m}.tif``; returns that folder.
+def write(safes: str | Path | Sequence[Path], grid: GeoBox, folder: str | Path) -> Path:
+    """Write one acquisition to ``folder/optical/S2_<date>/{B04_10m,B8A_20m,B11_20m,SCL_20m}.tif``; returns that folder.
 
-    Bands are uint16 reflectance x 10000, valid ones at least 1, 0 where the product has no data or is saturated; SCL
-    is uint8 with the classes of Sen2Cor. Each band is read at the finest resolution the product has of it and
-    resampled to the nearest neighbour, from another UTM zone too. A further tile of the same day fills what is empty;
-    a product written before replaces the day.
-
-    safe: folder of a product; grid: 10 m pixels, sides even, so that a 20 m grid has the same extent.
+    `safes` are its products, the tiles of one pass: a further one fills what is empty. Bands are uint16 reflectance
+    x 10000, valid ones at least 1, 0 where the product has no data or is saturated; SCL is uint8 with the classes of
+    Sen2Cor. Each band is read at the finest resolution the product has of it and resampled to the nearest neighbour,
+    from another UTM zone too. grid: 10 m pixels, sides even, so that a 20 m grid has the same extent.
 
     Raises
     ------
@@ -38,55 +40,59 @@ def write(safe: str | Path, grid: GeoBox, folder: str | Path) -> Path:
         For another product than L2A, no offset since baseline 04.00, a file cut short, XML that declares entities,
         an odd grid, a product without data on the grid.
     """
-    safe, folder = Path(safe), Path(folder)
+    safes = [Path(safes)] if isinstance(safes, str | Path) else list(safes)
     if any(side % 2 for side in grid.shape):
         raise ValueError(f"A grid of {tuple(grid.shape)} pixels splits a 20 m pixel: give it even sides.")
-    date, scale, offsets = _metadata(safe)
-    planes = {}
-    for band, metres in BANDS.items():
-        target = grid if metres == 10 else grid.zoom_out(2)
-        number = _warped(_file(safe, band), target)
-        planes[f"{band}_{metres}m"] = target, number if band == "SCL" else _reflectance(number, offsets[band], scale)
-    if not planes["B04_10m"][1].any():
-        raise ValueError(f"{safe} has no data on the grid {grid.boundingbox.bbox}: choose a product that covers it.")
-    final = folder / "optical" / f"S2_{date:%Y%m%d}"
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    for name, (target, values) in planes.items():
-        earlier = other_products(final / f"{name}.tif", target, safe.name)
-        if earlier:
-            with rasterio.open(final / f"{name}.tif") as file:
-                values = np.where(file.read(1) == 0, values, file.read(1))
-        tags = {"product": f"{earlier} {safe.name}".strip()}
-        with new_geotiff(partial / f"{name}.tif", target, 1, values.dtype, 0, **tags) as file:
-            file.write(values, 1)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    log.info("bands of %s in %s", safe.name, final)
+    planes: dict[str, np.ndarray] = {}
+    for safe in safes:
+        scale, offsets = _scale(safe)
+        for name, band in BANDS.items():
+            number = _warped(_file(safe, band), grid if name == "red" else grid.zoom_out(2))
+            values = number if name == "scl" else _reflectance(number, offsets[band], scale)
+            held = planes.get(name, values)
+            planes[name] = np.where((held == 0) if name == "scl" else np.isnan(held), values, held)
+    if not np.isfinite(planes["red"]).any():
+        place = grid.boundingbox.bbox
+        raise ValueError(f"{safes[0]} has no data on the grid {place}: choose a product that covers it.")
+    time = describe(safes[0])[0]["time"]
+    final = rasters.write_optical(folder, time, planes, grid, product=" ".join(safe.name for safe in safes))
+    log.info("bands of %s in %s", safes[0].name, final)
     return final
 
 
-def _metadata(safe: Path) -> tuple[pd.Timestamp, float, dict[str, float]]:
-    """Date of the product, its quantification value, and the number to add to each band before dividing by it."""
+def describe(safe: Path, grid: GeoBox | None = None) -> tuple[dict, np.ndarray]:
+    """Time, track and version of a product, and its scene classification on a coarse form of a grid."""
+    root = _root(safe)
+    about = {"time": pd.Timestamp(root.findtext(".//PRODUCT_START_TIME")).tz_localize(None)}
+    about |= {"version": root.findtext(".//PROCESSING_BASELINE", "")}
+    about |= {"track": str(int(track[1])) if (track := re.search(r"_R(\d{3})_", safe.name)) else ""}
+    _scale(safe)
+    return about, _warped(_file(safe, "SCL"), grid.zoom_out(2)) if grid else np.empty(0)
+
+
+def _root(safe: Path) -> ElementTree.Element:
     path = safe / "MTD_MSIL2A.xml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give the folder of an unpacked L2A product (not L1C).")
     root = read_xml(path)
-    if (kind := root.findtext(".//PRODUCT_TYPE")) not in ("S2MSI2A", "S2MSI2Ap"):  # p: the pilot of early 2018
+    if (kind := root.findtext(".//PRODUCT_TYPE")) not in TYPES:
         raise ValueError(f"{safe} is a product of type {kind}: choose one of type S2MSI2A (L2A).")
-    added = {e.get("band_id"): float(e.text) for e in root.iter("BOA_ADD_OFFSET")}
-    baseline = root.findtext(".//PROCESSING_BASELINE")
-    if not added and float(baseline) >= 4:
-        raise ValueError(f"{path} of baseline {baseline} gives no BOA_ADD_OFFSET: {_AGAIN}.")
+    return root
+
+
+def _scale(safe: Path) -> tuple[float, dict[str, float]]:
+    """Quantification value of a product, and the number to add to each band before dividing by it."""
+    root = _root(safe)
+    added = {e.get("band_id"): float(e.text or 0) for e in root.iter("BOA_ADD_OFFSET")}
+    baseline = root.findtext(".//PROCESSING_BASELINE", "")
+    if not added and 4 <= float(baseline) < LOCAL:
+        raise ValueError(f"{safe / 'MTD_MSIL2A.xml'} of baseline {baseline} gives no BOA_ADD_OFFSET: {_AGAIN}.")
     # Physical bands are B4 where files say B04.
     bands = {e.get("physicalBand"): e.get("bandId") for e in root.iter("Spectral_Information")}
-    offsets = {band: added[bands[band.replace("B0", "B")]] if added else 0.0 for band in BANDS if band != "SCL"}
-    time = root.findtext(".//PRODUCT_START_TIME")
-    scale = next(
-        (e.text for e in root.iter() if e.tag.endswith("BOA_QUANTIFICATION_VALUE")), "nan"
-    )  # pilot: L2A_BOA_...
-    return pd.Timestamp(time), float(scale), offsets
+    named = [band for band in BANDS.values() if band != "SCL"]
+    offsets = {band: added[bands[band.replace("B0", "B")]] if added else 0.0 for band in named}
+    scale = next((e.text for e in root.iter() if e.tag.endswith("BOA_QUANTIFICATION_VALUE")), "nan")  # pilot: L2A_BOA_
+    return float(scale or "nan"), offsets
 
 
 def _file(safe: Path, band: str) -> Path:
@@ -113,6 +119,6 @@ def _warped(path: Path, grid: GeoBox) -> np.ndarray:
 
 
 def _reflectance(number: np.ndarray, offset: float, scale: float) -> np.ndarray:
-    """Reflectance x 10000 (uint16) of a band's numbers; 0 is no data and 65535 saturated, both become 0."""
-    value = np.rint((number + np.float32(offset)) * np.float32(SCALE / scale)).clip(1, 65535)
-    return np.where((number == 0) | (number == 65535), 0, value).astype("uint16")
+    """Reflectance of a band's numbers; 0 is no data and 65535 saturated, both become NaN."""
+    value = (number + np.float32(offset)) / np.float32(scale)
+    return np.where((number == 0) | (number == 65535), np.nan, value.clip(1e-4))

@@ -15,7 +15,7 @@ true annotation whose pixels were made from a known field.
 """
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -31,16 +31,16 @@ import xarray_sentinel
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from rasterio.enums import Resampling
-from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform_bounds
+from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import Window
 from sarsen import apps, orbit, scene
 from scipy.ndimage import map_coordinates
 
-from cropnb import polarimetry
-from cropnb.sentinel.files import check_xml, new_geotiff, other_products, read_xml
+from cropnb import polarimetry, rasters
+from cropnb.sentinel.files import check_xml, read_xml
 
 LOOKS = 4  # in range; 9.3 m of slant range, 13 to 19 m on the ground
+HEIGHTS = -500, 9000  # metres that land can have
 TILE = 1024  # side of a tile of the map, pixels
 _POLARISATIONS = ("vv", "vh")
 _TIMING = ("azimuth_time_interval", "image_slant_range_time", "range_sampling_rate")
@@ -147,38 +147,46 @@ def covariance(
     return xr.Dataset(named, coords=xr_coords(grid), attrs=attrs)
 
 
-def write(safe: str | Path, dem: str | Path, grid: GeoBox, folder: str | Path, **options) -> Path:
-    """Write `covariance`, whose options these are, to ``folder/sar/S1_<time>_C2.tif``; returns its path.
+def write(safes: str | Path | Sequence[Path], dem: str | Path, grid: GeoBox, folder: str | Path, **options) -> Path:
+    """Write the `covariance`, whose options these are, of one pass to ``folder/sar/S1_<time>_C2.tif``; its path.
 
-    A row of tiles at a time, to a temporary name renamed when whole. A further slice of the same day and track fills
-    what is empty in the file of the first; a product written before replaces its file. Raises what `covariance`
-    does, and ValueError for an acquisition without one valid pixel on the grid, or slices of different options.
+    `safes` are its products: a further slice fills what is empty. A row of tiles at a time, whole or not at all.
+    Raises what `covariance` does, and ValueError for an acquisition without one valid pixel on the grid.
     """
-    c2 = covariance(safe, dem, grid, **options)
-    tags, folder, seen = dict(c2.attrs), Path(folder) / "sar", False
-    time = pd.Timestamp(tags.pop("time"))
-    path = folder / f"S1_{time:%Y%m%dT%H%M}_C2.tif"
-    for held in sorted(folder.glob(f"S1_{time:%Y%m%d}T*_C2.tif")):
-        with rasterio.open(held) as file:
-            path = held if file.tags().get("orbit_track") == tags["orbit_track"] else path
-    same = {key: tags[key] for key in ("noise_subtracted", "undulation")}
-    earlier = other_products(path, grid, tags["product"], **same)
-    tags["product"] = f"{earlier} {tags['product']}".strip()
-    before = rasterio.open(path) if earlier else nullcontext()
-    with before as first, new_geotiff(path, grid, 4, "float32", np.nan, **tags) as file:
-        file.descriptions = polarimetry.C2
+    safes, seen = [Path(safes)] if isinstance(safes, str | Path) else list(safes), False
+    slices = [covariance(safe, dem, grid, **options) for safe in safes]
+    tags = slices[0].attrs | {"product": " ".join(c2.attrs["product"] for c2 in slices)}
+    path = rasters.radar_path(folder, pd.Timestamp(tags.pop("time")), "C2")
+    with rasters.new(path, grid, list(polarimetry.C2), "float32", np.nan, **tags) as file:
         for row in range(0, grid.height, TILE):
-            values = c2.isel(y=slice(row, row + TILE)).compute().to_dataarray().values
-            seen = seen or np.isfinite(values).any()
-            window = Window(0, row, *values.shape[:0:-1])
-            if first:
-                held = first.read(window=window)
-                values = np.where(np.isnan(held), values, held)
-            file.write(values, window=window)
+            parts = [c2.isel(y=slice(row, row + TILE)).compute().to_dataarray().values for c2 in slices]
+            values = parts[0]
+            for part in parts[1:]:
+                values = np.where(np.isnan(values), part, values)
+            seen = seen or bool(np.isfinite(values).any())
+            file.write(values, window=Window(0, row, *values.shape[:0:-1]))
         if not seen:
-            raise ValueError(f"{safe} has no valid pixel on the grid: choose an acquisition over it.")
-    log.info("covariance of %s in %s", Path(safe).name, path)
+            raise ValueError(f"{safes[0]} has no valid pixel on the grid: choose an acquisition over it.")
+    log.info("covariance of %s in %s", safes[0].name, path)
     return path
+
+
+def describe(safe: Path) -> dict:
+    """Time, track, version and corners (longitude, latitude) of a product, by its manifest."""
+    path = safe / "manifest.safe"
+    if not path.is_file():
+        raise FileNotFoundError(f"{safe} has no manifest.safe: give the folder of an unpacked Sentinel-1 product.")
+    root, name = read_xml(path), safe.name.split("_")
+    corners = [tuple(map(float, pair.split(",")))[::-1] for pair in root.findtext(".//{*}coordinates", "").split()]
+    processing = root.find(".//{*}processing")
+    about = {"time": pd.Timestamp(root.findtext(".//{*}startTime")), "corners": corners}
+    about["track"] = root.findtext(".//{*}relativeOrbitNumber", "")
+    about["version"] = "" if processing is None else processing.get("stop", "")
+    if name[1:3] != ["IW", "SLC"]:
+        about["why"] = "of another kind than IW SLC"
+    elif not any(part.endswith("DV") for part in name):
+        about["why"] = "without both VV and VH"
+    return about
 
 
 def open_product(safe: str | Path, noise: bool = False) -> tuple[dict, list[Swath]]:
@@ -346,25 +354,38 @@ def _check_cover(dem: str | Path, grid: GeoBox) -> None:
     if not Path(dem).is_file():
         raise FileNotFoundError(f"{dem} is missing: give an elevation raster that covers the grid.")
     with rasterio.open(dem) as file:
-        if file.crs is None:
-            raise ValueError(f"{dem} has no CRS: give an elevation raster with one.")
-        wanted, held = transform_bounds(str(grid.crs), file.crs, *grid.boundingbox), file.bounds
-    if not (held.left <= wanted[0] and held.bottom <= wanted[1] and held.right >= wanted[2] and held.top >= wanted[3]):
+        wanted, held, unit = transform_bounds(str(grid.crs), file.crs, *grid.boundingbox), file.bounds, file.units[0]
+    low, high = sorted((held.bottom, held.top))  # of a raster that is south up
+    if not (held.left <= wanted[0] and low <= wanted[1] and held.right >= wanted[2] and high >= wanted[3]):
         raise ValueError(
             f"{dem} covers {tuple(held)} but the grid needs {wanted} (west, south, east, north): "
             f"give a larger elevation raster."
         )
+    if unit and unit.lower() not in ("m", "metre", "metres", "meter", "meters"):
+        raise ValueError(f"{dem} gives heights in {unit}: bring them to metres.")
 
 
 def _ground(dem: str | Path, grid: GeoBox, undulation: float, void: float = np.nan) -> xr.DataArray:
     """Earth-fixed coordinates (axis, y, x) in metres of the grid's pixels, `void` the height where the DEM has none."""
-    place = {"crs": str(grid.crs), "transform": grid.affine, "width": grid.width, "height": grid.height}
-    options = {"resampling": Resampling.bilinear, "nodata": np.nan, "dtype": "float32"}
-    with rasterio.open(dem) as file, WarpedVRT(file, **place, **options) as warped:
-        heights = warped.read(1) + undulation
-    heights = np.where(np.isnan(heights), void, heights)
+    heights = np.full(grid.shape, np.nan, "float32")
+    with rasterio.open(dem) as file:
+        around = transform_bounds(str(grid.crs), file.crs, *grid.pad(2).boundingbox)
+        window = file.window(*around) if file.transform.e < 0 else Window(0, 0, file.width, file.height)
+        window = window.round_offsets().round_lengths()
+        window = Window(window.col_off - 2, window.row_off - 2, window.width + 5, window.height + 5)
+        window = window.intersection(Window(0, 0, file.width, file.height))
+        place = {"src_crs": file.crs, "src_transform": file.window_transform(window)}
+    values = next(iter(rasters.read(dem, window).values()))
+    if place["src_transform"].e > 0:  # south up
+        values, turned = values[::-1], rasterio.Affine(1, 0, 0, 0, -1, len(values))
+        place["src_transform"] *= turned
+    values[(values < HEIGHTS[0]) | (values > HEIGHTS[1])] = np.nan  # a void without a tag
+    place |= {"dst_crs": str(grid.crs), "dst_transform": grid.affine, "src_nodata": np.nan, "dst_nodata": np.nan}
+    reproject(values, heights, resampling=Resampling.bilinear, **place)
     coords = {dim: coord.values for dim, coord in grid.coords.items()}
-    return scene.convert_to_dem_ecef(xr.DataArray(heights, coords, ("y", "x")), source_crs=str(grid.crs))
+    raster = xr.DataArray(np.where(np.isnan(heights), void, heights + undulation), coords, ("y", "x"))
+    ground = scene.convert_to_dem_ecef(raster.fillna(0), source_crs=str(grid.crs))  # of no height it warns
+    return ground.where(np.isfinite(raster))
 
 
 def _touching(swaths: list[Swath], dem: str | Path, grid: GeoBox, undulation: float) -> list[Swath]:

@@ -1,0 +1,182 @@
+"""Which products of a region are used, and why the others are not: one set of rules for a search and for a folder."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+import rasterio.warp
+import shapely
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.features import shapes
+
+from cropnb import acquisitions, data, files, rasters, regions
+from cropnb.sentinel import catalogue, optical, slc
+from cropnb.sentinel.choice import choose, refuse, row
+
+DONE = "done.json"  # what an attempt has brought
+COLUMNS = ["product", "sensor", "time", "track", "cloud_cover", "covered", "why"]
+
+
+def bring(region: regions.Measured, grid: GeoBox, folder: Path) -> list[dict]:
+    """Bring what a region's folder of products holds, and its rules choose, onto its grid; a row a product, with why.
+
+    What an earlier attempt left in `folder` is kept, unless the grid or a file of the products has changed.
+
+    Raises
+    ------
+    FileNotFoundError
+        For a folder without a product, and radar without an elevation raster.
+    ValueError
+        Where a sensor has nothing to use, and what `optical.write` and `slc.write` raise.
+    """
+    source, area = region.folder(), shapely.box(*grid.boundingbox.bbox)
+    dem = region.place(region.dem) if region.dem else source / "dem.tif"
+    rules: dict = {"sar": region.sentinel1, "optical": region.sentinel2}
+    inside = {path for file in data.fetch(region.dataset).values() for path in file.parents} if region.dataset else ()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as room:
+        held = [(path, origin) for path, origin in _held(source, Path(room), region.season) if rules[_sensor(path)]]
+        held = [each for each in held if not inside or each[0] in inside]
+        if not held:
+            raise FileNotFoundError(f"{source} holds no product (*.SAFE): python -m cropnb.sentinel fetch brings them.")
+        if not dem.is_file() and any(_sensor(path) == "sar" and path.suffix == ".SAFE" for path, _ in held):
+            raise FileNotFoundError(
+                f"The elevation raster {dem} of {region.name} is missing: the key dem names another."
+            )
+        done = _earlier(folder, [origin for _, origin in held] + [dem] * dem.is_file(), region, grid)
+        rows = [_row(path, grid) for path, _ in held]
+        for sensor in dict.fromkeys(each["sensor"] for each in rows):
+            options = {"season": region.season, "dates": rules[sensor].dates}
+            options |= {"orbits": rules[sensor].orbits} if sensor == "sar" else {"max_cloud": rules[sensor].max_cloud}
+            mine = [each for each in rows if each["sensor"] == sensor]
+            passes = choose(mine, area, **options)
+            if not passes:
+                refuse(mine, f"{source} has no {sensor} acquisition to use", region.season)
+            for paths in ([each["path"] for each in one] for one in passes):
+                if (name := " ".join(path.name for path in paths)) in done["products"]:
+                    continue
+                if sensor == "optical":
+                    optical.write(paths, grid, folder)
+                elif paths[0].suffix == ".tif":
+                    _place(paths, grid, folder)
+                else:
+                    slc.write(paths, dem, grid, folder, undulation=region.undulation)
+                done["products"].append(name)
+                files.write_json(folder / DONE, done)
+    table = pd.DataFrame(rows, columns=COLUMNS).sort_values(["sensor", "time", "product"])
+    return table.assign(time=table.time.astype(str)).replace({np.nan: None}).to_dict("records")
+
+
+def _earlier(folder: Path, origins: Sequence[Path], region: regions.Measured, grid: GeoBox) -> dict:
+    """What an earlier attempt has done, of the same files; else nothing, and an empty folder."""
+    inputs = [file for path in origins for file in [path, *sorted(path.rglob("*"))] if file.is_file()]
+    states = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in inputs]
+    rules = region.model_dump_json(include={"season", "sentinel1", "sentinel2", "undulation"})
+    state = json.dumps([str(grid.crs), grid.boundingbox.bbox, rules, states])
+    done = json.loads((folder / DONE).read_text()) if (folder / DONE).exists() else {}
+    if done.get("state") != state:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        done = {"state": state, "products": []}
+    return done
+
+
+def _sensor(path: Path) -> str:
+    return "optical" if path.name.startswith("S2") else "sar"
+
+
+def _held(source: Path, room: Path, season: Sequence) -> Iterator[tuple[Path, Path]]:
+    """Products anywhere below a folder, and the files they come from.
+
+    They are SAFE folders, zips of them (unpacked into `room`), and radar that other tools made.
+    """
+    found: dict[str, Path] = {}
+    zips: list[Path] = []
+    for place, folders, names in os.walk(source, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        for name in [name for name in folders if name.endswith(".SAFE")]:
+            folders.remove(name)
+            found.setdefault(name, Path(place, name))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            if re.fullmatch(r"S1_\d{8}T\d{4}_(C2|FEATURES)\.tif", name):
+                found.setdefault(name, Path(place, name))
+            zips += [Path(place, name)] if name.endswith(".zip") else []
+    for path in zips:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                name = archive.namelist()[0].split("/")[0]
+        except (zipfile.BadZipFile, IndexError):
+            name = path.stem
+        if name.endswith(".SAFE") or name.startswith("S"):
+            day = re.search(r"_(\d{8})T", name)
+            if name not in found and (not day or f"{season[0]:%Y%m%d}" <= day[1] <= f"{season[1]:%Y%m%d}"):
+                found[name] = path
+                yield catalogue.unpack(path, room), path
+    yield from ((path, path) for path in found.values() if path.suffix != ".zip")
+
+
+def _row(path: Path, grid: GeoBox) -> dict:
+    """What the rules ask of a product on disk; one that cannot be read says so in `why`."""
+    sensor = _sensor(path)
+    try:
+        if path.suffix == ".tif":
+            with rasterio.open(path) as file:
+                tags = file.tags()
+            held = np.isfinite(_warped(path, grid.zoom_to(max(grid.shape) // 4 or 1))[0])
+            time = pd.Timestamp(path.name.split("_")[1])
+            about = {"time": time, "track": tags.get("orbit_track", ""), "footprint": _outline(held, grid)}
+        elif sensor == "optical":
+            about, classes = optical.describe(path, grid)
+            about["footprint"] = _outline(classes > 0, grid)
+            cloudy = np.isin(classes, acquisitions.CLOUD_CLASSES).sum()
+            about["cloud_cover"] = cloudy / max((classes > 0).sum(), 1)
+        else:
+            about = slc.describe(path)
+            corners = shapely.Polygon(about.pop("corners"))
+            about["footprint"] = shapely.geometry.shape(rasterio.warp.transform_geom(4326, str(grid.crs), corners))
+    except (ValueError, FileNotFoundError) as error:
+        about = {"why": f"that cannot be read: {error}"}
+    return row(path.stem, sensor, **about) | {"path": path}
+
+
+def _outline(held: np.ndarray, grid: GeoBox) -> shapely.Geometry:
+    """Where a mask (y, x) over a grid is true."""
+    transform = grid.zoom_to(held.shape).affine
+    pieces = shapes(held.astype("uint8"), mask=held, transform=transform)
+    return shapely.union_all([shapely.geometry.shape(outline) for outline, _ in pieces])
+
+
+def _warped(path: Path, grid: GeoBox) -> np.ndarray:
+    """Bands of a raster (band, y, x) in their units on a grid: as they are where the pixels coincide, else bilinear."""
+    with rasterio.open(path) as file:
+        crs, transform = file.crs, file.transform
+    planes = np.stack(list(rasters.read(path).values()))
+    out = np.full((len(planes), *grid.shape), np.nan, "float32")
+    shift = ~grid.affine * (transform * (0, 0))
+    steps = np.allclose(transform[:6:4], grid.affine[:6:4]) and np.allclose(shift, np.round(shift), atol=1e-3)
+    method = Resampling.nearest if steps and crs == rasterio.CRS.from_user_input(str(grid.crs)) else Resampling.bilinear
+    place = {"dst_crs": str(grid.crs), "dst_transform": grid.affine, "src_nodata": np.nan, "dst_nodata": np.nan}
+    rasterio.warp.reproject(planes, out, src_crs=crs, src_transform=transform, resampling=method, **place)
+    return out
+
+
+def _place(paths: Sequence[Path], grid: GeoBox, folder: Path) -> None:
+    """Put the rasters of one pass onto the region's grid, as one acquisition."""
+    planes = _warped(paths[0], grid)
+    for path in paths[1:]:
+        planes = np.where(np.isnan(planes), _warped(path, grid), planes)
+    with rasterio.open(paths[0]) as file:
+        names, track = file.descriptions, file.tags().get("orbit_track", "")
+    _, time, kind = paths[0].stem.split("_")
+    bands = dict(zip(names, planes, strict=True))
+    path = rasters.radar_path(folder, pd.Timestamp(time), kind)
+    rasters.write(path, bands, grid, "float32", np.nan, orbit_track=track)
