@@ -46,7 +46,7 @@ def paper_table(name: str) -> xr.DataArray:
     order: dict[str, Any] = {key: frame[key].unique() for key in CELL}
     frame = frame.set_index(list(CELL)).rename(columns=lambda c: c.removesuffix("_percent")) / 100
     order["measure"] = columns = frame.columns.str.replace("f1_mean", "mean_f1")
-    series = frame.set_axis(columns.rename("measure"), axis=1).stack()
+    series: Any = frame.set_axis(columns.rename("measure"), axis=1).stack()
     return xr.DataArray.from_series(series).reindex(order).assign_attrs(units="1", source="Liu et al. (2023)")
 
 
