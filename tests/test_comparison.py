@@ -66,7 +66,7 @@ def test_draws_are_those_of_the_bootstrap():
     predicted = test[CLASSES].idxmax(axis=1)
     expected = evaluation.bootstrap(test["true"], predicted, test["block"], CLASSES, 200, 0)
     bounds = comparison.interval(drawn.sel(model="network 0", seed=1))
-    np.testing.assert_allclose(bounds, expected.loc["overall_accuracy", ["estimate", "low", "high"]])
+    np.testing.assert_allclose(bounds.clip(0), expected.loc["overall_accuracy", ["estimate", "low", "high"]])
     paired = evaluation.paired_bootstrap(
         test["true"], predicted, predictions(FAIR).query("set == 'test'")[CLASSES].idxmax(axis=1), test["block"],
         CLASSES, 200, 0,
@@ -75,7 +75,9 @@ def test_draws_are_those_of_the_bootstrap():
     np.testing.assert_allclose([found[k] for k in ("estimate", "low", "high")], paired.loc["overall_accuracy"])
     # by hand: block 0 and 1 lead by 1 of 2 samples, block 2 by none; drawing block 2 alone leads by 0
     assert found["estimate"] == pytest.approx(2 / 6)
-    assert (found["low"], found["high"]) == (pytest.approx(0), pytest.approx(0.5))
+    wider = evaluation.widening(3)
+    assert found["low"] == pytest.approx(2 / 6 - wider * 2 / 6)
+    assert found["high"] == pytest.approx(2 / 6 + wider * 1 / 6)
 
 
 @settings(deadline=None, max_examples=25)
@@ -286,3 +288,40 @@ def test_a_lead_that_is_not_certain_is_no_mark():
     half = [1, 0, 1, 0, 1, 0]
     marks = comparison.marks(accuracy(table(worse, better, half)).isel(seed=0))
     assert marks == {"network 1": "best", "network 2": "second best"}
+
+
+def test_simultaneous_intervals_hold_all_at_once():
+    rng = np.random.default_rng(0)
+    names, draws = list("abcdef"), 4000
+    noise = rng.normal(0, 0.01 * np.arange(1, 7), (draws, 6))
+    values = xr.DataArray(np.vstack([np.zeros(6), noise]), {"draw": range(draws + 1), "pair": names})
+    one, all_at_once = comparison.interval(values), comparison.simultaneous(values, "pair")
+    inside = (values[1:] >= all_at_once.sel(bound="low")) & (values[1:] <= all_at_once.sel(bound="high"))
+    assert inside.all("pair").mean() == pytest.approx(0.95, abs=0.002)
+    assert inside.mean("draw").min() > 0.98  # each of six needs more than its own 95 %
+    widths = [bounds.sel(bound="high") - bounds.sel(bound="low") for bounds in (one, all_at_once)]
+    np.testing.assert_allclose(widths[1] / widths[0], 2.63 / 1.96, rtol=0.06)  # of six independent t
+    alone = comparison.simultaneous(values[:, :1], "pair")
+    np.testing.assert_allclose(alone, one[:1], atol=0.001)
+    np.testing.assert_allclose(comparison.simultaneous(0 * values + 0.2, "pair"), 0.2)  # no spread, no width
+    some = comparison.simultaneous(values.where(values["pair"] != "b"), "pair")
+    assert np.isnan(some).all("bound").values.tolist() == [False, True, False, False, False, False]
+
+
+def test_a_claims_intervals_hold_together():
+    cells = table(GOOD, FAIR, [1, 0, 0, 1, 0, 0], n=200)
+    second = lambda t: accuracy(t).sel(model="network 0") - accuracy(t).sel(model="network 2")  # noqa: E731
+    paper = comparison.paper_table("table1").isel(model=[0, 1, 2])
+    paper = paper.assign_coords(model=["network 0", "network 1", "network 2"])
+    both = comparison.judge("first is best", {"one": lead, "two": second}, cells, paper)["parts"]
+    alone = comparison.judge("first is better", {"one": lead}, cells, paper)["parts"]
+    values = xr.concat([lead(cells.mean("seed")), second(cells.mean("seed"))], pd.Index(["one", "two"], name="part"),
+                       coords="minimal", compat="override")  # fmt: skip
+    expected = comparison.simultaneous(values, "part").to_pandas()
+    assert (
+        pd.DataFrame(both).set_index("part")[["estimate", "low", "high"]].equals(expected[["estimate", "low", "high"]])
+    )
+    assert [alone[0][key] for key in ("low", "high")] == comparison.interval(lead(cells.mean("seed"))).values[
+        1:
+    ].tolist()
+    assert both[0]["estimate"] == alone[0]["estimate"]

@@ -82,7 +82,10 @@ def test_bootstrap_is_that_of_the_samples_of_redrawn_groups():
         )
         slow.append(evaluation.scores(true[chosen], predicted[chosen], CLASSES))
     table = evaluation.bootstrap(true, predicted, groups, CLASSES, n=200, seed=7)
-    expected = pd.DataFrame(slow).quantile([0.025, 0.975])
+    estimate = evaluation.scores(true, predicted, CLASSES)
+    spread = estimate + evaluation.widening(count) * (pd.DataFrame(slow) - estimate)
+    expected = spread.quantile([0.025, 0.975]).clip(-1, 1)
+    expected = expected.clip(lower=pd.Series(0.0, estimate.index).where(estimate.index != "kappa", -1), axis=1)
     np.testing.assert_allclose(table[["low", "high"]].T, expected)
     np.testing.assert_allclose(table["estimate"], evaluation.scores(true, predicted, CLASSES))
 
@@ -125,6 +128,29 @@ def test_a_class_missing_everywhere_has_no_interval():
     table = evaluation.bootstrap(["maize", "wheat"] * 5, ["maize"] * 10, np.arange(10), CLASSES, n=50)
     assert table.loc[["f1_soybean", "f1_other"]].isna().all(axis=None)
     assert table.loc["f1_wheat", "estimate"] == 0
+
+
+def test_intervals_of_few_groups_are_those_of_a_t_test():
+    assert evaluation.widening(13) == pytest.approx(2.1788 / 1.95996 * np.sqrt(13 / 12), rel=1e-4)
+    assert evaluation.widening(10_000) == pytest.approx(1, abs=1e-3)
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):  # eight groups whose accuracies differ, 0.7 on average
+        level = np.repeat(rng.normal(0.7, 0.1, 8), 40)
+        right = rng.random(320) < level
+        found = evaluation.bootstrap(["a"] * 320, np.where(right, "a", "b"), np.repeat(range(8), 40), ["a", "b"], 200)
+        low, high = found.loc["overall_accuracy", ["low", "high"]]
+        held += low <= 0.7 <= high
+    assert 0.92 < held / 200 < 0.98  # 0.88 without the factor
+
+
+def test_intervals_stay_within_the_range_of_their_measure():
+    true, groups = ["maize", "wheat"] * 4, [0] * 4 + [1] * 4
+    found = evaluation.bootstrap(true, ["maize"] * 7 + ["wheat"], groups, CLASSES, 50)
+    assert found.loc["overall_accuracy"].tolist() == [5 / 8, 0, 1]  # two groups say next to nothing
+    assert found.loc["kappa", "low"] == -1
+    difference = evaluation.paired_bootstrap(true, true, ["maize"] * 7 + ["wheat"], groups, CLASSES, 50)
+    assert difference.loc["overall_accuracy", "low"] < 0
 
 
 @pytest.mark.parametrize(

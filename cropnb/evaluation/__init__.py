@@ -1,7 +1,8 @@
 """Accuracy from a confusion matrix, with intervals that respect which samples belong together.
 
 Pixels of one parcel, and points of one region, are no independent evidence.  The intervals here come from a
-bootstrap over whole groups, which resamples the groups' confusion matrices rather than their samples.
+bootstrap over whole groups, which resamples the groups' confusion matrices rather than their samples; they are
+widened for few groups, as a t-test is.
 
 A measure whose denominator is zero is NaN: F1 of a class that is neither present nor predicted, producer's
 accuracy of an absent class, user's accuracy of a class never predicted, kappa when a single class fills both
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.stats import norm, t
 
 LEVEL = 0.95  # of every interval
 Labels = Sequence[Any] | np.ndarray | pd.Series
@@ -77,7 +79,7 @@ def scores(true: Labels, predicted: Labels, classes: Sequence[str]) -> pd.Series
 def bootstrap(
     true: Labels, predicted: Labels, groups: Labels, classes: Sequence[str], n: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """The measures of `scores` with 95 % percentile intervals: columns estimate, low, high.
+    """The measures of `scores` with 95 % intervals: columns estimate, low, high.
 
     Parameters
     ----------
@@ -91,7 +93,13 @@ def bootstrap(
     ValueError
         As `confusion_matrix` does, and for fewer than two groups, which carry no spread.
     """
-    return _interval(*bootstrap_replicates(true, predicted, groups, classes, n, seed))
+    return within_range(_interval(*bootstrap_replicates(true, predicted, groups, classes, n, seed)))
+
+
+def within_range(intervals: pd.DataFrame) -> pd.DataFrame:
+    """Intervals (index: the measure) cut to what their measure can be: 0 to 1, for kappa -1 to 1."""
+    kappa = intervals.index.get_level_values(-1) == "kappa"
+    return intervals.clip(pd.Series(np.where(kappa, -1.0, 0.0), intervals.index), 1, axis=0)
 
 
 def bootstrap_replicates(
@@ -100,12 +108,23 @@ def bootstrap_replicates(
     """The measures of `scores`, and the same of each replicate of `bootstrap`: a row a replicate.
 
     The same seed and number of groups give the same groups again, whatever was predicted: replicates of
-    several sets of predictions of the same samples can be subtracted row by row.
+    several sets of predictions of the same samples can be subtracted row by row.  They are spread about the
+    estimate by `widening`, some perhaps beyond the range of their measure.
     """
     matrices = _by_group(true, predicted, groups, classes)
     names = _measure_names(classes)
+    estimate = pd.Series(_measures(matrices.sum(0)), names, name="score")
     replicates = pd.DataFrame(_measures(_resample(matrices, n, seed)), columns=names)
-    return pd.Series(_measures(matrices.sum(0)), names, name="score"), replicates
+    return estimate, estimate + widening(len(matrices)) * (replicates - estimate)
+
+
+def widening(groups: int) -> float:
+    """By how much the intervals of a plain bootstrap over few groups are too narrow, t(G-1) / z sqrt(G / (G-1)).
+
+    Spreading replicates by it about their estimate makes an interval as wide as that of a t-test over the groups.
+    """
+    side = (1 + LEVEL) / 2
+    return float(t.ppf(side, groups - 1) / norm.ppf(side) * np.sqrt(groups / (groups - 1)))
 
 
 def paired_bootstrap(

@@ -84,7 +84,17 @@ def interval(values: xr.DataArray) -> xr.DataArray:
     known = estimate.notnull() & redrawn.notnull().any("draw")  # noqa: PD004  not pandas
     tails = [(1 - evaluation.LEVEL) / 2, (1 + evaluation.LEVEL) / 2]
     ends = redrawn.where(known, 0).quantile(tails, "draw").where(known).rename(quantile="bound").drop_vars("bound")
-    bounds = xr.concat([estimate.expand_dims("bound"), ends], "bound").transpose(..., "bound")
+    bounds = xr.concat([estimate.expand_dims("bound"), ends], "bound").transpose(..., "bound").clip(-1, 1)
+    return bounds.assign_coords(bound=["estimate", "low", "high"])
+
+
+def simultaneous(values: xr.DataArray, dim: str) -> xr.DataArray:
+    """Intervals as of `interval`, of which all along `dim` hold at once with a confidence of 95 % (max-|t|)."""
+    estimate, redrawn = values.sel(draw=0, drop=True), values.sel(draw=slice(1, None))
+    spread = redrawn.std("draw", ddof=1)
+    largest = (abs(redrawn - estimate) / spread.where(spread > 0)).max(dim).fillna(0)
+    half = largest.quantile(evaluation.LEVEL, "draw").drop_vars("quantile") * spread
+    bounds = xr.concat([estimate, estimate - half, estimate + half], "bound").transpose(..., "bound")
     return bounds.assign_coords(bound=["estimate", "low", "high"])
 
 
@@ -129,13 +139,19 @@ def power(low: float, high: float, paper: float) -> dict[str, float]:
 def judge(
     claim: str, parts: Mapping[str, Callable], table: xr.DataArray, paper: xr.DataArray, margin: float = 0
 ) -> dict:
-    """A claim that says all its `parts` (name -> difference) are above zero, for `table` and beside the paper's."""
+    """A claim that says all its `parts` (name -> difference) are above zero, for `table` and beside the paper's.
+
+    The intervals of several parts hold together, as of `simultaneous`.
+    """
+    values = [difference(table.mean("seed")) for difference in parts.values()]
+    stacked = xr.concat(values, pd.Index(parts, name="part"), coords="minimal", compat="override")
+    bounds = (simultaneous(stacked, "part") if len(parts) > 1 else interval(stacked)).to_pandas()
     judged = []
     for name, difference in parts.items():
-        found, published = contrast(table, difference), float(difference(paper))
-        bounds, seeds = (found["low"], found["high"]), found["by_seed"]
-        said = {"verdict": verdict(*bounds, seeds, published, margin), "replicates": len(seeds), "margin": margin}
-        judged.append({"part": name, "paper": published, **found, **power(*bounds, published), **said})
+        found, published = contrast(table, difference) | bounds.loc[name].to_dict(), float(difference(paper))
+        ends, seeds = (found["low"], found["high"]), found["by_seed"]
+        said = {"verdict": verdict(*ends, seeds, published, margin), "replicates": len(seeds), "margin": margin}
+        judged.append({"part": name, "paper": published, **found, **power(*ends, published), **said})
     return {"claim": claim, "verdict": joint(str(part["verdict"]) for part in judged), "parts": judged}
 
 
@@ -227,7 +243,7 @@ def side_by_side(
         Features that the region cannot give.
     """
     bounds = interval(table.mean("seed"))
-    frame = bounds.to_dataset("bound").to_dataframe()[["estimate", "low", "high"]]
+    frame = evaluation.within_range(bounds.to_dataset("bound").to_dataframe()[["estimate", "low", "high"]])
     frame.insert(0, "paper", paper.to_series().reindex(frame.index))
     seeds = table.sel(draw=0, drop=True).notnull().any("measure").sum("seed")  # noqa: PD004
     frame["seeds"] = seeds.expand_dims(measure=table["measure"]).transpose(*frame.index.names).to_series()
