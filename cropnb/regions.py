@@ -30,11 +30,10 @@ from pyproj import CRS, Proj
 from pyproj.exceptions import CRSError
 from shapely.geometry import box
 
-from cropnb import data, files, vectors
+from cropnb import data, files, models, vectors
 
 RECORD = "region.json"
 STRETCH = 0.05  # of lengths, beyond which a projection is no grid of 10 m pixels; of areas it is half of that
-FEWEST_DATES = {"cnn3d2d": 13}  # of a network that pads nothing
 
 
 def _projected(given: str) -> str:
@@ -164,8 +163,9 @@ class Measured(_Region):
     def lacks(self) -> dict[str, str]:
         why = "needs a second region like the first, which only a simulated one has"
         found = {"few_labels": f"This chapter {why}; its results are in the book of the simulated region."}
-        for network, fewest in FEWEST_DATES.items():
-            if (dates := self.most_dates()) < fewest:
+        dates = self.most_dates()
+        for network in models.DISPLAY_NAMES:
+            if dates < (fewest := models.minimum_dates(network)):
                 found[network] = f"This network takes {fewest} dates or more, and {self.name} has {dates:.0f} at most."
         return found
 

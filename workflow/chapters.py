@@ -206,7 +206,8 @@ def left_out(chapters: list[Chapter], lacks: dict[str, str]) -> dict[str, str]:
     """Chapters that need, by whatever way, an artefact that a region lacks, and why."""
     lacks, found = dict(lacks), {}
     for chapter in chapters:  # in the order of their artefacts
-        if reason := next((lacks[name] for name in (*chapter.reads, *chapter.writes) if name in lacks), ""):
+        names = (*chapter.reads, *chapter.writes, chapter.network)  # a network that the dates cannot feed, for one
+        if reason := next((lacks[name] for name in names if name in lacks), ""):
             found[chapter.name] = reason
             lacks |= dict.fromkeys(chapter.writes, reason)
     return found
@@ -292,6 +293,10 @@ def cells(profile: dict, chapters: list[Chapter]) -> list[Cell]:
         varied = {name: value for name, value in entry.items() if name != "networks"}
         lists = [value if isinstance(value, list) else [value] for value in varied.values()]
         for network, *values in product(networks, *lists):
+            needs = set(str(dict(zip(varied, values, strict=True)).get("features", "")).split("+"))
+            needs |= {"m-chi"} if "amplitude" in needs else set()  # both are of complex radar
+            if network in profile.get("lacks", {}) or needs & set(profile.get("without", ())):
+                continue
             if network not in by_network:
                 raise ChapterError(f"the sweep names '{network}'; networks are {', '.join(by_network)}.")
             chapter = by_network[network]
