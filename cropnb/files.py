@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 ABANDONED = 86_400  # seconds after which what a killed process left behind is swept away
 
 
@@ -43,3 +45,23 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as JSON in UTF-8, whole or not at all."""
     with whole(path) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as Parquet with a checksum a page, whole or not at all."""
+    with whole(path) as part:
+        table.to_parquet(part, write_page_checksum=True)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a Parquet table and compare its checksums.
+
+    Raises FileNotFoundError where there is none, ValueError naming a file that is cut short or damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing: run the build, which makes it.")
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged ({reason}): remove it and run the build, which makes it anew.") from None

@@ -85,7 +85,7 @@ def write(
         files.write_json(part / "metrics.json", metrics)
         files.write_json(part / "scaler.json", scaler)
         history.to_csv(part / "history.csv")
-        predictions.to_parquet(part / "predictions.parquet", index=False)
+        files.write_table(part / "predictions.parquet", predictions)
         clone = type(network).from_config(network.get_config())  # not compiled: no optimiser's state
         clone.set_weights(network.get_weights())
         clone.save(part / "model.keras")
@@ -123,7 +123,7 @@ def read(path: str | Path) -> Run:
         _read(path / "run.json", _read_json),
         _read(path / "history.csv", lambda file: pd.read_csv(file, index_col="epoch")),
         _read(path / "metrics.json", _read_json),
-        _read(path / "predictions.parquet", pd.read_parquet),
+        _read(path / "predictions.parquet", files.read_table),
         _read(path / "scaler.json", _read_json),
     )
 

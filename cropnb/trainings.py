@@ -16,7 +16,18 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
-from cropnb import batches, evaluation, models, plotting, regions, runs, samples, scenarios, training
+from cropnb import (
+    batches,
+    evaluation,
+    files,
+    models,
+    plotting,
+    regions,
+    runs,
+    samples,
+    scenarios,
+    training,
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Training:
         """Read and scale the samples, by the training pixels alone; their number by set and crop."""
         p = self.parameters
         counts = {name: getattr(p, f"{name}_samples") for name in samples.SETS}
-        rows = samples.thin(pd.read_parquet(Path(p.build, "split.parquet")), **counts)
+        rows = samples.thin(files.read_table(Path(p.build, "split.parquet")), **counts)
         seen = rows[rows["set"] == "train"]
         self.scaler = scenarios.fit_scaler(self.steps, seen["row"].tolist(), seen["col"].tolist(), p.scaling)
         options: dict[str, Any] = {"seed": p.seed, "size": p.patch, "batch_size": p.batch_size}

@@ -4,6 +4,8 @@ import json
 import os
 import time
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from cropnb import files
@@ -66,3 +68,20 @@ def test_json_is_utf8_and_readable(tmp_path):
     text = (tmp_path / "a.json").read_text("utf-8")
     assert "maïs" in text
     assert json.loads(text) == {"crop": "maïs"}
+
+
+def test_a_table_tells_every_flipped_byte_of_its_pages(tmp_path):
+    table = pd.DataFrame({"x": np.random.default_rng(0).random(5000), "set": ["train", "test"] * 2500})
+    path = tmp_path / "table.parquet"
+    files.write_table(path, table)
+    pd.testing.assert_frame_equal(files.read_table(path), table)
+    content = path.read_bytes()
+    for place in range(200, len(content) - 2000, len(content) // 23):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"table\.parquet is damaged .*remove it and run the build"):
+            files.read_table(path)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="is damaged"):
+        files.read_table(path)
+    with pytest.raises(FileNotFoundError, match="is missing: run the build"):
+        files.read_table(tmp_path / "none.parquet")
