@@ -162,3 +162,22 @@ def test_augmented_data_trains():
     model.compile("sgd", "mse")
     model.fit(data, epochs=2, verbose=0, shuffle=False)
     assert data._pass[0] >= 2  # drawn anew between epochs
+
+
+def test_repeats_are_turned_by_any_angle_and_half_of_them_mirrored(monkeypatch):
+    seen = []
+
+    def turned(patches, angles, flips):
+        seen.append((angles, flips))
+        return patches
+
+    monkeypatch.setattr(augmentation, "rotate_flip", turned)
+    data, _ = batches.augment("oversampling", dataset(), seed=5)
+    for _ in range(20):
+        epoch(data)
+        data.on_epoch_end()
+    angles, flips = (np.concatenate(values) for values in zip(*seen, strict=True))
+    assert len(angles) > 200
+    quarters = np.histogram(angles, [-180, -90, 0, 90, 180])[0] / len(angles)
+    np.testing.assert_allclose(quarters, 0.25, atol=0.12)
+    assert flips.mean() == pytest.approx(0.5, abs=0.12)

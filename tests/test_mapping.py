@@ -456,3 +456,10 @@ def test_bad_postprocessing_is_named():
         mapping.majority(np.zeros((2, 2), "uint8"), np.zeros((2, 3), "int32"))
     with pytest.raises(ValueError, match="give a number from 1 on"):
         mapping.minimum_unit(np.zeros((2, 2), "uint8"), 0)
+
+
+@pytest.mark.parametrize(("name", "halo"), [("convstar", 16), ("conv3dstar", 23)])
+def test_the_halo_of_recurrent_layers_is_theirs_and_four_steps_of_their_states(name, halo):
+    """Three layers of kernel 3 draw one pixel from their input and four from their states each: fifteen, and what
+    other layers and the patch draw."""
+    assert DenseNetwork(build(name, dates=3, patch=11)).halo == halo

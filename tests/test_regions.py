@@ -288,3 +288,17 @@ def test_a_mask_says_what_is_cropland_or_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=told):
             cropland(**wrong)
+
+
+def test_the_grid_holds_its_bounds_and_whole_pixels_of_20_m(tmp_path):
+    """Bands of 10 and of 20 m share their corners only on multiples of 20 m."""
+    for shift in (0.0, 0.00007, 0.00013):  # some 5 and 10 m
+        bounds = [side + shift for side in MEASURED["bounds"]]
+        grid = regions.read(written(tmp_path, bounds=bounds)).grid()
+        left, bottom, right, top = grid.boundingbox
+        assert all(side % 20 == 0 for side in (left, bottom, right, top))
+        asked = gpd.GeoSeries([box(*bounds)], crs=4326).segmentize(0.01).to_crs(grid.crs).total_bounds
+        assert left <= asked[0] < left + 20
+        assert bottom <= asked[1] < bottom + 20
+        assert right - 20 < asked[2] <= right
+        assert top - 20 < asked[3] <= top

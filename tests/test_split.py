@@ -281,3 +281,62 @@ def test_parcels_may_be_blocks_of_their_own(patch):
     for row in result.iloc[:: max(1, len(result) // 50)].itertuples():
         seen = sets[row.row - half : row.row + half + 1, row.col - half : row.col + half + 1].ravel()
         assert {name for name in seen if isinstance(name, str)} == {row.set}
+
+
+def test_the_audit_allows_no_leak_and_says_what_it_allows(made):
+    parcels, labels, result = made
+    report = audit(result, labels=labels, parcels=parcels, block_size=400, patch=11, fraction=0.1, tolerance=0.01)
+    report = report.set_index("check")
+    leaks = report.index.str.contains("pixels|patches that leave|in more than one set")
+    leaks &= ~report.index.str.contains("share of labelled")
+    assert leaks.sum() == 11
+    assert (report.loc[leaks, "rule"] == "at most").all()
+    assert (report.loc[leaks, "bound"] == 0).all()
+    apart = report[report.index.str.startswith("rows or columns")]
+    assert apart[["rule", "bound"]].to_numpy().tolist() == 3 * [["at least", 11]]
+    asked = report.drop(index=[*report.index[leaks], *apart.index])
+    assert asked["rule"].tolist() == ["at most", "at most", "at least", "at least"]
+    np.testing.assert_allclose(asked["bound"], [0.01, 0.01, 0.099, 0.9])
+
+
+def test_the_audit_measures_what_it_says(made):
+    parcels, labels, result = made
+    report = audit(result, labels=labels, parcels=parcels, block_size=400)
+    labelled = (labels["crop"].values != 255).sum()
+    assert found(report, "share of labelled") == pytest.approx(len(result) / labelled)
+    sizes = result["set"].value_counts(normalize=True)[list(SETS)]
+    assert found(report, "difference of a set's share") == pytest.approx(abs(sizes - [0.6, 0.2, 0.2]).max())
+    asked = [
+        (((result["set"] == name) & (result["crop"] == crop)).sum() + 0.5)
+        / (0.1 * share * (labels["crop"].values == code).sum())
+        for name, share in zip(SETS, (0.6, 0.2, 0.2), strict=True)
+        for code, crop in enumerate(labels.attrs["classes"])
+    ]
+    assert found(report, "drawn of the asked") == pytest.approx(min(*asked, 1))
+    train, test = (result.loc[result["set"] == name, ["row", "col"]].to_numpy() for name in ("train", "test"))
+    nearest = min(abs(train - point).max(axis=1).min() for point in test)
+    assert found(report, "rows or columns between train and test") == nearest
+
+
+@pytest.mark.parametrize(("axis", "size"), [("row", 200), ("col", 200)])
+def test_patches_that_leave_the_grid_are_counted_on_every_side(made, axis, size):
+    parcels, labels, result = made
+    half = 11 // 2
+    for place, leaves in ((0, 1), (half - 1, 1), (half, 0), (size - 1 - half, 0), (size - half, 1), (size - 1, 1)):
+        moved = result.copy()
+        moved.loc[0, axis] = place
+        report = audit(moved, labels=labels, parcels=parcels, block_size=400)
+        assert found(report, "patches that leave the grid") == leaves
+
+
+def test_a_parcel_in_two_sets_is_counted_once(made):
+    parcels, labels, result = made
+    two = result["parcel_id"].value_counts()
+    two = two[two >= 3].index[:2]
+    moved = result.copy()
+    for parcel in two:
+        rows = moved.index[moved["parcel_id"] == parcel]
+        moved.loc[rows[:3], "set"] = SETS
+    report = audit(moved, labels=labels, parcels=parcels, block_size=400)
+    assert found(report, "parcels in more than one set") == 2
+    assert "parcels in more than one set" in failed(report)

@@ -201,3 +201,13 @@ def test_missing_profiles_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(twin.crop_profiles, "load", lambda: load(missing))
     with pytest.raises(FileNotFoundError, match=r"crop_profiles\.nc is missing"):
         write(tmp_path / "region")
+
+
+def test_shadows_fall_to_the_north_west_of_their_clouds():
+    """The overpass is in the morning, north of the tropics: 200 m to the north (up) and 150 m to the west (left)."""
+    cloud, shadow = twin._clouds((200, 200), 0.2, np.random.default_rng(3))
+    rows, columns = np.nonzero(shadow)
+    inside = (rows < 180) & (columns < 185)
+    assert inside.sum() > 100
+    assert (cloud[rows[inside] + 20, columns[inside] + 15] > 0).all()
+    assert not (shadow.astype(bool) & (cloud > 0)).any()
