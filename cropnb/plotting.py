@@ -190,6 +190,30 @@ def errors(judged: pd.DataFrame, classes: Sequence[str], ax: Axes | None = None)
     return kilometres(ax)
 
 
+def learning_curve(scores: pd.DataFrame, base: float, ax: Axes | None = None) -> Axes:
+    """Overall accuracy in per cent against the number of labels, a line a start, with intervals.
+
+    Parameters
+    ----------
+    scores
+        Index (start, labelled), columns ("overall_accuracy", estimate, low and high), as fractions.
+    base
+        Accuracy without any network, a dotted line.
+    """
+    ax = ax or plt.gca()
+    numbers = sorted(scores.index.unique("labelled"))
+    for i, (start, colour) in enumerate(zip(scores.index.unique("start"), ("#0072B2", "#D55E00"), strict=False)):
+        part = 100 * scores.xs(start)["overall_accuracy"]
+        at = [numbers.index(number) - 0.06 + 0.12 * i for number in part.index]
+        ends = [part["estimate"] - part["low"], part["high"] - part["estimate"]]
+        ax.errorbar(at, part["estimate"], ends, fmt="o-", color=colour, label=start)
+    ax.axhline(100 * base, color="0.4", ls=":")
+    ax.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+    ax.set(xlabel="labelled of each crop", ylabel="overall accuracy (%)")
+    ax.legend()
+    return ax
+
+
 def intervals(
     frame: pd.DataFrame, ax: Axes | None = None, color: str = "#0072B2", offset: float = 0.0, label: str | None = None
 ) -> Axes:

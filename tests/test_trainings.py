@@ -71,3 +71,14 @@ def test_errors_are_drawn_by_true_crop_with_the_accuracy_of_each_block(judged):
     wrong = next(line for line in ax.lines if line.get_label() == "maize")
     assert list(wrong.get_xdata()) == [5, 15]
     plt.close()
+
+
+def test_a_learning_curve_has_a_line_a_start():
+    index = pd.MultiIndex.from_tuples([("old", 0), ("old", 5), ("new", 5)], names=["start", "labelled"])
+    columns = pd.MultiIndex.from_product([["overall_accuracy"], ["estimate", "low", "high"]])
+    scores = pd.DataFrame([[0.5, 0.4, 0.6]] * 3, index, columns)
+    _, ax = plt.subplots()
+    assert plotting.learning_curve(scores, 0.3, ax) is ax
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["old", "new"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "5"]
+    plt.close()

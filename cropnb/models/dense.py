@@ -13,7 +13,7 @@ import itertools
 import keras
 from keras import ops
 
-from .convstar import ConvSTAR
+from cropnb.models.convstar import ConvSTAR
 
 # Pixels over which the states of a ConvSTAR layer are taken to spread. In principle it is one on each date, but
 # every step passes on a fraction alone.
