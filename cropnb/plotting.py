@@ -98,7 +98,7 @@ def heat_map(fractions: pd.DataFrame, states: pd.DataFrame, ax: Axes, low: float
     sns.heatmap(100 * fractions, annot=True, ax=ax, annot_kws={"size": "small"}, **options)
     for (y, x), text in np.ndenumerate(states.to_numpy()):
         if text:
-            text = text.replace("not in this build", "–")
+            text = text.replace("not in this build", "–").replace(" here", "").replace(" ", "\n")
             ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize="x-small")
     ax.grid(visible=False)
     ax.set_facecolor("#EEEEEE")

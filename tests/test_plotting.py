@@ -210,7 +210,7 @@ def test_two_tables_share_one_scale():
     plotting.two_tables(wide, axes, ("paper", "ours"), 1)
     assert [ax.collections[0].get_clim() for ax in axes] == [(40, 90)] * 2
     written = [[text.get_text() for text in ax.texts] for ax in axes]
-    assert written == [["90.0", "80.0", "50.0", "40.0"], ["70.0", "60.0", "missing", "not possible here"]]
+    assert written == [["90.0", "80.0", "50.0", "40.0"], ["70.0", "60.0", "missing", "not\npossible"]]
 
 
 def test_the_paper_stands_beside_the_intervals():

@@ -94,7 +94,7 @@ def simultaneous(values: xr.DataArray, dim: str) -> xr.DataArray:
     spread = redrawn.std("draw", ddof=1)
     largest = (abs(redrawn - estimate) / spread.where(spread > 0)).max(dim).fillna(0)
     half = largest.quantile(evaluation.LEVEL, "draw").drop_vars("quantile") * spread
-    bounds = xr.concat([estimate, estimate - half, estimate + half], "bound").transpose(..., "bound")
+    bounds = xr.concat([estimate, estimate - half, estimate + half], "bound").transpose(..., "bound").clip(-1, 1)
     return bounds.assign_coords(bound=["estimate", "low", "high"])
 
 
