@@ -435,3 +435,26 @@ def test_bad_parameters(region, built, tmp_path):
 def test_dates_in_the_cube_are_those_of_the_region(region, built):
     listed = pd.to_datetime(list(regions.read_record(region)["sar_times"]))
     assert cube.open_cube(built, "sar").time.to_index().equals(listed.rename("time"))
+
+
+def test_a_damaged_or_missing_chunk_is_named(built, tmp_path):
+    path = shutil.copytree(built, tmp_path / "cube.zarr")
+    cube.check(path)
+    chunk = path / "sar/vv_db/c/0/0/0"
+    content = chunk.read_bytes()
+    for place in np.linspace(12, len(content) - 1, 9).astype(int):
+        chunk.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"sar/vv_db/c/0/0/0 is damaged .*remove the cube and run the build again"):
+            cube.check(path)
+        with pytest.raises((RuntimeError, ValueError)):
+            cube.open_cube(path, "sar").vv_db.compute()
+    chunk.unlink()
+    with pytest.raises(ValueError, match=r"sar/vv_db lacks 1 of its chunks: remove the cube"):
+        cube.open_cube(path, "sar")
+
+
+def test_a_date_without_a_value_is_told(spoilt, tmp_path):
+    path = spoilt / "optical" / "S2_20170630" / "SCL_20m.tif"
+    rewrite(path, values=9)
+    with pytest.raises(ValueError, match="has no valid optical pixel on 2017-06-30: remove it or lower max_cloud"):
+        cube.build(spoilt, tmp_path / "cube.zarr", max_cloud=1.01)
