@@ -62,22 +62,24 @@ def _from_patches(region: regions.Patches, folder: Path) -> dict:
     return describe(fields, list(region.labels), grid) | {"max_cloud": 1.01}  # the clearest, however cloudy
 
 
-def check(region: regions.Measured) -> tuple[GeoBox, gpd.GeoDataFrame, parcels.Report]:
-    """What can be known in a second, before hours of products: the grid, and the parcels that touch it.
+def check(region: regions.Region) -> None:
+    """Look at what can be known in seconds, before hours of products: place, labels, their classes and blocks.
 
-    Raises what `Measured.grid` and `cropnb.parcels.read` raise.
+    Raises DataUnavailable, FileNotFoundError or ValueError, in a sentence with the remedy.
     """
+    if isinstance(region, regions.Measured):
+        grid, fields, _ = _labels(region)
+        split.require_blocks(parcels.rasterise(fields, grid, region.labels.classes), fields, region.block_size)
+
+
+def _labels(region: regions.Measured) -> tuple[GeoBox, gpd.GeoDataFrame, parcels.Report]:
+    """The grid, the parcels that touch it, and what was found in their file."""
     if region.dataset:
         data.fetch(region.dataset)
     grid, labels = region.grid(), region.labels
     options = labels.model_dump(exclude={"file", "crs"})
     path = region.place(labels.file)
-    fields, report = parcels.read(path, crs=region.crs, own_crs=labels.crs, grid=grid, **options)
-    try:
-        split.require_blocks(parcels.rasterise(fields, grid, labels.classes), fields, region.block_size)
-    except ValueError as error:
-        log.warning("%s", error)
-    return grid, fields, report
+    return grid, *parcels.read(path, crs=region.crs, own_crs=labels.crs, grid=grid, **options)
 
 
 def _from_products(region: regions.Measured, folder: Path, kept: Path) -> dict:
@@ -88,7 +90,7 @@ def _from_products(region: regions.Measured, folder: Path, kept: Path) -> dict:
     """
     from cropnb.sentinel import products  # of the extra `sentinel`, which other regions can do without
 
-    grid, fields, report = check(region)
+    grid, fields, report = _labels(region)
     fields.to_parquet(folder / "parcels.parquet", index=False)
     mask = region.place(region.cropland) if region.cropland else None
     write_cropland(mask, fields, grid, folder / "cropland.tif", codes=region.cropland_codes)

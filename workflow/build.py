@@ -16,7 +16,7 @@ from pathlib import Path
 import chapters as book
 import yaml
 
-from cropnb import regions
+from cropnb import data, preparation, regions
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
@@ -151,6 +151,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("options", nargs="*", help="of Snakemake, after --, such as -- --executor slurm")
     arguments, configuration, build = arguments_of(parser)
+    try:
+        if arguments.region:  # what can be said at once is not said after hours
+            preparation.check(regions.read(arguments.region))
+    except (OSError, ValueError, data.DataUnavailable) as error:
+        print(error, file=sys.stderr)
+        return 2
     print(f"Building the book, profile {arguments.profile}, {arguments.cores} chapters side by side.", flush=True)
     begin = time.perf_counter()
     status = make(configuration, build, arguments.cores, options=arguments.options)
