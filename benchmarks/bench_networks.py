@@ -159,7 +159,6 @@ def main():
     parser.add_argument("--network", choices=("convstar", "conv3dstar"), help="this one alone")
     parser.add_argument("--torch-worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    training.prepare(0)
     rng = np.random.default_rng(0)
     shape = (options.dates, options.size, options.size, 3)
     x = rng.random((options.batch, *shape), dtype="float32")
@@ -167,6 +166,7 @@ def main():
     if options.torch_worker:
         serve(torch_steps(options.width, x, y))
         return
+    training.prepare(0)
     print(f"{runs.device()}, {keras.backend.backend()}, patches {x.shape}, width {options.width}")
     for name in (options.network,) if options.network else ("convstar", "conv3dstar"):
         print(models.DISPLAY_NAMES[name])

@@ -9,6 +9,8 @@ zeros beyond its border: the one difference.
 
 import functools
 import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -29,7 +31,7 @@ class DenseNetwork(keras.Model):
     Raises ValueError for a layer that cannot be evaluated so.
     """
 
-    def __init__(self, network, **kwargs):
+    def __init__(self, network: keras.Model, **kwargs: Any) -> None:
         super().__init__(**{"name": f"dense_{network.name}", **kwargs})
         self.network = network
         self.patch = network.input_shape[2]
@@ -37,7 +39,9 @@ class DenseNetwork(keras.Model):
         # Steps of a patch network's layer in pixels, whether a tile became single series, and the pixels before
         # and after a patch's first one that its result has drawn from so far.
         self._spacing, self._is_series, self._before, self._after = 1, False, 0, 0
-        self._steps, flattened = [], None
+        step: Callable | None
+        self._steps: list[Callable] = []
+        flattened = None
         for layer, arguments in _chain(network):
             if flattened is not None and isinstance(layer, keras.layers.Dense):
                 step = self._dense(layer, flattened.input.shape[1:])
@@ -56,24 +60,27 @@ class DenseNetwork(keras.Model):
             self._steps.append(step)
         self.halo = max(self.halo, self._before + self.halo, self._after - self.halo)
 
-    def call(self, tile):
+    def call(self, tile: Any) -> Any:
+        """Probabilities of all patches of a tile."""
         rows, columns = (n - self.patch + 1 for n in ops.shape(tile)[2:4])
         x = functools.reduce(lambda x, step: step(x), self._steps, tile)
         if self._is_series:
             x = ops.reshape(x, (-1, rows, columns, x.shape[-1]))
         return x[:, :rows, :columns]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The patch network, for a saved one."""
         return {"name": self.name, "network": keras.saving.serialize_keras_object(self.network)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "DenseNetwork":
+        """The network of `get_config`."""
         return cls(keras.saving.deserialize_keras_object(config.pop("network")), **config)
 
-    def _step(self, layer, arguments):
+    def _step(self, layer: Any, arguments: Any) -> Callable | None:
         """A function of a whole tile in the place of `layer`, None where there is none."""
         kind, spacing = layer.__class__, self._spacing
-        shape = () if kind.__name__ == "GetItem" else layer.input.shape[1:]
+        shape: Sequence[int] = () if kind.__name__ == "GetItem" else layer.input.shape[1:]
         recurrent = getattr(layer, "forward_layer", layer)
         if self._is_series or kind in _POINTWISE:
             return layer
@@ -105,10 +112,10 @@ class DenseNetwork(keras.Model):
             return lambda x: ops.reshape(x, (*ops.shape(x)[:3], shape[2] * shape[3]))
         return None
 
-    def _draw(self, before, after):
+    def _draw(self, before: int, after: int) -> None:
         self._before, self._after = self._before + before, self._after + after
 
-    def _pool(self, layer, shape):
+    def _pool(self, layer: Any, shape: Sequence[int]) -> Callable | None:
         """Maximum over windows that begin at every pixel, where the patch's begin at every other."""
         spacing, side = self._spacing, layer.pool_size[-1]
         is_padded = layer.padding == "same"
@@ -120,7 +127,7 @@ class DenseNetwork(keras.Model):
         self._draw(0, end)
         self._spacing *= side
 
-        def pool(x):
+        def pool(x: Any) -> Any:
             if is_padded:
                 x = ops.pad(x, ((0, 0), (0, 0), (0, end), (0, end), (0, 0)), constant_values=float("-inf"))
             rows, columns = (n - end for n in ops.shape(x)[2:4])
@@ -129,13 +136,13 @@ class DenseNetwork(keras.Model):
 
         return pool
 
-    def _dense(self, layer, shape):
+    def _dense(self, layer: Any, shape: Sequence[int]) -> Callable:
         """A dense layer over the flattened (y, x, channel) or (time, y, x, channel), as a convolution."""
         *time, rows, columns, channels = shape
         times, spacing = (time or [1])[0], self._spacing
         self._draw(0, spacing * (rows - 1))
 
-        def convolve(x):
+        def convolve(x: Any) -> Any:
             kernel = ops.reshape(ops.cast(layer.kernel, layer.compute_dtype), (times, rows, columns, channels, -1))
             kernel = ops.reshape(ops.moveaxis(kernel, 0, 2), (rows, columns, times * channels, -1))
             if time:
@@ -146,7 +153,7 @@ class DenseNetwork(keras.Model):
         return convolve
 
 
-def _chain(network):
+def _chain(network: keras.Model) -> Iterator[tuple[Any, Any]]:
     """(layer, further arguments) from the input to the output, where each has one input and one output."""
     tensor = network.inputs[0]
     for layer in network.operations[1:]:
@@ -157,7 +164,7 @@ def _chain(network):
         yield layer, node.arguments.args[1:]
 
 
-def _dilated(layer, spacing, x):
+def _dilated(layer: Any, spacing: int, x: Any) -> Any:
     """A convolution over (y, x) or (time, y, x) whose kernel reaches over every `spacing`-th pixel.
 
     As in `parts.Conv3D`, neighbouring dates lie side by side: a CPU has no dilated 3-D convolution.
@@ -175,7 +182,7 @@ def _dilated(layer, spacing, x):
     return ops.reshape(x, (-1, dates, *ops.shape(x)[1:]))
 
 
-def _convolve(layer, x, kernel, padding, spacing):
+def _convolve(layer: Any, x: Any, kernel: Any, padding: str, spacing: int) -> Any:
     x = ops.cast(x, layer.compute_dtype)
     x = ops.conv(x, kernel, padding=padding, data_format="channels_last", dilation_rate=spacing)
     return layer.activation(x + ops.cast(layer.bias, layer.compute_dtype))
