@@ -7,12 +7,11 @@ interrupted goes on where it stopped.
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -29,7 +28,7 @@ from scipy.ndimage import minimum_filter
 from shapely.geometry import box, mapping
 from tqdm import tqdm
 
-from cropnb import colours, cube, project, rasters, runs, samples, scenarios
+from cropnb import colours, cube, files, project, rasters, runs, samples, scenarios
 from cropnb.parcels import NO_PARCEL
 
 if TYPE_CHECKING:  # who reads a map needs no Keras, which takes seconds
@@ -97,15 +96,10 @@ def write(
     tiles = _tiles(height, width, tile)
     for each in tqdm(tiles, desc=folder.name, unit="tile", file=sys.stderr, disable=not project.watched()):
         if not (path := _tile_path(work, each)).is_file():
-            values = _map_tile(each, steps, cropland, predictor)
-            with open(path.with_suffix(".part"), "wb") as file:
-                np.save(file, values)
-            os.replace(file.name, path)
-    _assemble(work, steps, run, dense, tiles)
-    if folder.exists():  # out of the way in one step: a kill in between must not lose both
-        shutil.rmtree(work / "replaced", ignore_errors=True)
-        os.replace(folder, work / "replaced")
-    os.replace(work / "map", folder)
+            with files.whole(path) as part:
+                np.save(part, _map_tile(each, steps, cropland, predictor))
+    with files.whole(folder) as part:
+        _assemble(work, part, steps, run, dense, tiles)
     for leftover in folder.parent.glob(f".{folder.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     log.info("map of %d x %d pixels in %s", height, width, folder)
@@ -144,7 +138,7 @@ def minimum_unit(crop: np.ndarray, pixels: int) -> np.ndarray:
     return np.where(valid, sieve(crop, pixels, mask=valid, connectivity=4), crop)
 
 
-def _inputs(run: runs.Run, cube_path) -> tuple[xr.DataArray, "keras.Model"]:
+def _inputs(run: runs.Run, cube_path: str | Path) -> tuple[xr.DataArray, "keras.Model"]:
     """The scaled scenario (time, y, x, feature) and the network of a run, which fit each other."""
     simulated = bool(cube.open_cube(cube_path).attrs.get("simulated"))
     steps = scenarios.scale(scenarios.scenario(cube_path, run.record["features"]), run.scaler).assign_attrs(
@@ -163,7 +157,7 @@ def _inputs(run: runs.Run, cube_path) -> tuple[xr.DataArray, "keras.Model"]:
     return steps, network
 
 
-def _check_grid(path, steps: xr.DataArray) -> None:
+def _check_grid(path: str | Path, steps: xr.DataArray) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing: write the cropland raster first.")
     ours = steps.rio.shape, steps.rio.bounds(), steps.rio.crs
@@ -174,7 +168,7 @@ def _check_grid(path, steps: xr.DataArray) -> None:
         raise ValueError("{} has {}, the cube {}; resample it to the cube's grid.".format(path, *texts))
 
 
-def _fingerprint(run: runs.Run, cube_path, cropland, *options) -> str:
+def _fingerprint(run: runs.Run, cube_path: str | Path, cropland: str | Path | None, *options: Any) -> str:
     """Of all that a tile depends on; a rebuilt cube has a new time even where its description is the same."""
     import keras
 
@@ -228,7 +222,7 @@ class _Predictor:
         return probabilities
 
 
-def _map_tile(tile: Window, steps: xr.DataArray, cropland, predictor: _Predictor) -> np.ndarray:
+def _map_tile(tile: Window, steps: xr.DataArray, cropland: str | Path | None, predictor: _Predictor) -> np.ndarray:
     """Class and probabilities of a tile, (1 + class, y, x) uint8."""
     halo, side = predictor.halo, predictor.side + 2 * predictor.halo
     values = np.full((tile.height, tile.width, 1 + predictor.classes), NO_DATA, "uint8")
@@ -258,10 +252,9 @@ def _read(steps: xr.DataArray, row: int, column: int, side: int) -> np.ndarray:
     return window
 
 
-def _assemble(work: Path, steps: xr.DataArray, run: runs.Run, is_dense: bool, tiles: list[Window]) -> None:
-    """The finished tiles as the files of the map, in ``work/map``."""
-    whole, classes = work / "map", run.record["classes"]
-    shutil.rmtree(whole, ignore_errors=True)
+def _assemble(work: Path, whole: Path, steps: xr.DataArray, run: runs.Run, is_dense: bool, tiles: list[Window]) -> None:
+    """The finished tiles in `work` as the files of the map, in the new folder `whole`."""
+    classes = run.record["classes"]
     whole.mkdir()
     about = {name: run.record[name] for name in ("model", "features", "augmentation", "seed")}
     about |= {"inference": "dense" if is_dense else "patch by patch", "simulated": bool(steps.attrs["simulated"])}

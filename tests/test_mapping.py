@@ -266,7 +266,7 @@ def test_large_maps_have_overviews(tmp_path, quick):
     values[0, ::2], values[1, ::2] = 3, 100
     (tmp_path / "tiles").mkdir()
     np.save(tmp_path / "tiles" / "0-0.npy", values)
-    mapping._assemble(tmp_path, steps, runs.read(quick), True, mapping._tiles(600, 520, 600))
+    mapping._assemble(tmp_path, tmp_path / "map", steps, runs.read(quick), True, mapping._tiles(600, 520, 600))
     for name, number, levels in (("crop.tif", 0, {0, 3}), ("probability.tif", 1, {50})):
         with rasterio.open(tmp_path / "map" / name, overview_level=0) as file:
             assert file.shape == (300, 260)
