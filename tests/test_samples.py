@@ -192,3 +192,19 @@ def test_a_scaler_that_holds_nan_is_named():
     broken = scaled().where((np.arange(3) != 1) | (np.arange(5)[:, None, None, None] != 3))
     with pytest.raises(ValueError, match="with missing values: feature 2 of time step 4 is missing everywhere"):
         batches.load(broken, table(scaled()), CLASSES, seed=0)
+
+
+def test_thinning_keeps_the_mix_of_crops_and_at_least_one_of_each():
+    crops = np.repeat(["maize", "soybean", "wheat"], [600, 395, 5])
+    table = pd.DataFrame({"set": "train", "crop": crops})
+    table = pd.concat([table, table.assign(set="test")], ignore_index=True)
+    kept = samples.thin(table, train=100)
+    counts = kept.groupby(["set", "crop"]).size()
+    assert counts["train"].to_dict() == {"maize": 60, "soybean": 40, "wheat": 1}
+    assert counts["test"].to_dict() == {"maize": 600, "soybean": 395, "wheat": 5}
+    assert samples.thin(table, train=0, test=5000).equals(table)
+    assert kept.index.is_monotonic_increasing
+    pd.testing.assert_frame_equal(samples.thin(table, train=100), kept)
+    for wrong in ({"train": -1}, {"all": 3}):
+        with pytest.raises(ValueError, match="Samples to keep are"):
+            samples.thin(table, **wrong)
