@@ -746,3 +746,23 @@ def test_links_and_several_folders_are_refused(product, tmp_path):
         archive.writestr("B.SAFE/b", "")
     with pytest.raises(ValueError, match="holds 2 folders and a product is one"):
         unpack(product, tmp_path / "safe")
+
+
+def test_a_zip_that_unpacks_to_more_than_a_product_is_refused(product, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "LARGEST", 1000)
+    with pytest.raises(ValueError, match=r"product\.zip unpacks to 0 GB, more than a product or the free disk"):
+        unpack(product, tmp_path / "safe")
+    assert not (tmp_path / "safe").exists()
+
+
+@pytest.mark.parametrize("key", ["id", "geometry", "properties", "assets", "eo:cloud_cover", "datetime", "file:size"])
+def test_a_null_leaves_its_item_out_and_stops_no_search(server, key):
+    good, bad = optical(server, 15), optical(server, 5)
+    place = bad if key in bad else bad["assets"]["Product"] if key.startswith("file") else bad["properties"]
+    place[key] = None
+    if key == "datetime":
+        bad["properties"] |= {"start_datetime": None, "datetime": "2017-05-05T00:00:00Z", "sat:relative_orbit": None}
+    server.items = [bad, good]
+    if key == "properties":
+        bad["properties"] = {"datetime": "2017-05-05T00:00:00Z"}
+    assert 15 in set(find(server, sensors=("optical",)).time.dt.day)
