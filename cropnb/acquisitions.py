@@ -140,7 +140,9 @@ def _optical(folder: Path) -> list[tuple]:
 def _cloud_cover(path: Path) -> float:
     with rasterio.open(path) as file:
         windows = [window for _, window in file.block_windows(1)]
-    counts = sum(np.bincount(rasters.read_classes(path, window).ravel(), minlength=256) for window in windows)
+    counts = np.sum(
+        [np.bincount(rasters.read_classes(path, window).ravel(), minlength=256) for window in windows], axis=0
+    )
     return float(counts[list(CLOUD_CLASSES)].sum() / counts[1:].sum())
 
 

@@ -6,10 +6,11 @@ follows the block and the number of dates, never the area, and values are those 
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -68,11 +69,11 @@ def build(
     max_cloud = record.get("max_cloud", MAX_CLOUD) if max_cloud is None else max_cloud
     table = acquisitions(region_folder, max_cloud)
     y, x = _axes(record)
-    options = {"looks": looks, "window": window, "polarimetric_filter": polarimetric_filter}
+    options: dict[str, Any] = {"looks": looks, "window": window, "polarimetric_filter": polarimetric_filter}
     options["convention"] = convention
     margin = window // 2 + polarimetric_filter * (FILTER_WINDOW // 2)
     margin = max(margin, FILTER_WINDOW // 2)  # of the backscatter branch
-    readers = {
+    readers: dict[str, Callable] = {
         "sar": partial(_sar_block, (len(y), len(x)), margin, options),
         "optical": _optical_block,
     }
@@ -114,7 +115,7 @@ def build(
 
 def _check_seen(series: xr.DataArray, region_folder: str | Path, sensor: str) -> None:
     """Every date has a value somewhere: one without would leave no pixel whole, and so no sample and no map."""
-    empty = series.time[~np.isfinite(series).any(("y", "x")).compute()]
+    empty = series.time[(series.count(("y", "x")) == 0).compute()]
     if empty.size:
         days = ", ".join(f"{time:%Y-%m-%d}" for time in empty.to_index())
         raise ValueError(f"{region_folder} has no valid {sensor} pixel on {days}: remove it or lower max_cloud.")
@@ -216,7 +217,7 @@ def optical_reflectance(files: Mapping[str, Path], rows: slice, columns: slice) 
 def _blocks(read: Callable, shape: tuple[int, ...], chunk: int) -> da.Array:
     """A lazy (feature, time, y, x) array whose blocks are ``read(rows, columns)``."""
 
-    def block(block_info=None):
+    def block(block_info: Any = None) -> np.ndarray:
         _, _, rows, columns = block_info[None]["array-location"]
         return read(slice(*rows), slice(*columns))
 
@@ -231,7 +232,14 @@ def _read_bands(path: Path, rows: slice, columns: slice) -> xr.Dataset:
     return xr.Dataset({name: (("y", "x"), plane) for name, plane in planes.items() if name})
 
 
-def _sar_block(grid, margin: int, options, files, rows: slice, columns: slice) -> np.ndarray:
+def _sar_block(
+    grid: tuple[int, int],
+    margin: int,
+    options: Mapping,
+    files: Sequence[Mapping[str, Path]],
+    rows: slice,
+    columns: slice,
+) -> np.ndarray:
     """Features (feature, time, y, x) of one block, computed with `margin` pixels around it."""
     if "features" in files[0]:
         series = xr.concat([_read_bands(each["features"], rows, columns) for each in files], "time")
@@ -241,8 +249,8 @@ def _sar_block(grid, margin: int, options, files, rows: slice, columns: slice) -
     for dim, part, end in zip(("y", "x"), (rows, columns), grid, strict=True):
         wide.append(slice(max(0, part.start - margin), min(end, part.stop + margin)))
         inner[dim] = slice(part.start - wide[-1].start, part.stop - wide[-1].start)
-    c2 = [_read_bands(each["c2"], *wide) if "c2" in each else c2_from_slc(each, *wide) for each in files]
-    c2 = xr.concat(c2, "time")
+    dates = [_read_bands(each["c2"], *wide) if "c2" in each else c2_from_slc(each, *wide) for each in files]
+    c2 = xr.concat(dates, "time")
     if not np.isfinite(c2.c11).any():  # off the swath: nothing to filter
         shape = len(FEATURES["sar"]), len(files), rows.stop - rows.start, columns.stop - columns.start
         return np.full(shape, np.nan, "float32")
@@ -250,7 +258,7 @@ def _sar_block(grid, margin: int, options, files, rows: slice, columns: slice) -
     return features.to_dataarray("feature").transpose("feature", "time", "y", "x").values
 
 
-def _optical_block(files, rows: slice, columns: slice) -> np.ndarray:
+def _optical_block(files: Sequence[Mapping[str, Path]], rows: slice, columns: slice) -> np.ndarray:
     scenes = xr.concat([optical_reflectance(each, rows, columns) for each in files], "time")
     planes = scenes[features_of(files[0])].to_dataarray("feature")
     return planes.transpose("feature", "time", "y", "x").values

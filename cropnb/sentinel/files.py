@@ -11,7 +11,7 @@ def check_xml(path: Path) -> None:
     Products of the ESA have none; a declared entity can read other files or grow without bound.
     """
 
-    def refuse(name, *_):
+    def refuse(name: str, *_: object) -> None:
         raise ValueError(f"{path} declares the document type {name!r}, which no SAFE has: do not use this product.")
 
     parser = expat.ParserCreate()
