@@ -20,8 +20,10 @@ def refined_lee(intensity: xr.DataArray, window: int = 7, looks: float | None = 
     """Refined Lee filter of one intensity band (..., y, x), linear power.
 
     Nine boxes give four gradients; the steepest sets an edge, and the side of it whose mean is closer to the
-    centre is averaged, with the weight of least mean square error. The variance of speckle is 1/`looks`; without
-    `looks` it is the mean of the five smallest normalised variances of the nine boxes, as in SNAP.
+    centre is averaged, with the weight of least mean square error. A gradient is the difference of the two boxes in
+    the middle of its sides, as in SNAP, which the paper used; Lee (1981) takes three boxes a side. The variance of
+    speckle is 1/`looks`; without `looks` it is the mean of the five smallest normalised variances of the nine boxes,
+    as in SNAP too.
     Raises ValueError for an unknown window, a missing dimension, or an image without a valid pixel.
     """
     boxes = _check(intensity, window, looks)
@@ -169,8 +171,9 @@ def _side(m, darker):
     steepest, side = -1.0, 0
     for direction in range(4):
         first, second, a, b = sums[direction]
-        if abs(first - second) > steepest:
-            steepest = abs(first - second)
+        gradient = abs(first - second) if darker else abs(a - b)  # as in SNAP, which looks at the middle boxes alone
+        if gradient > steepest:
+            steepest = gradient
             takes_first = first < second if darker else abs(a - m[4]) < abs(b - m[4])
             side = 1 + 2 * direction + (0 if takes_first else 1)
     return side
