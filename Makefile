@@ -40,10 +40,10 @@ data: $(VENV)/.ready  ## fetch all data sets, with checksums
 	@$(RUN) -m cropnb.data
 
 plan: $(VENV)/.ready  ## list the products of REGION in a lock file beside it, fetching nothing
-	@$(RUN) -m cropnb.sentinel plan $(REGION)
+	@$(RUN) -m cropnb.sentinel plan "$(REGION)"
 
 products: $(VENV)/.ready  ## fetch what the lock file of REGION lists
-	@$(RUN) -m cropnb.sentinel fetch $(REGION)
+	@$(RUN) -m cropnb.sentinel fetch "$(REGION)"
 
 bench: $(VENV)/.ready  ## measure, as ratios in one run
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(RUN) $$file || exit 1; done

@@ -92,7 +92,7 @@ class Dataset(_Entry):
         return urljoin(self.url, file.url or file.path)
 
     @model_validator(mode="after")
-    def _check(self):
+    def _check(self) -> "Dataset":
         seen = set()
         for file in self.files:
             _check_address(self.address(file))
@@ -115,7 +115,7 @@ def _sentence(path: Path, error: ValidationError) -> str:
     if key[:1] == ["datasets"] and len(key) > 1:
         place, key = [*place, f"dataset {key[1]!r}"], key[2:]
     if key[:1] == ["files"] and len(key) > 1:
-        place, key = [*place, f"file {key[1] + 1}"], key[2:]
+        place, key = [*place, f"file {int(key[1]) + 1}"], key[2:]
     place += [f"key {key[0]!r}"] if key else []
     problem = "missing, add it" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
     return f"{', '.join(place)}: {problem}{f' (and {len(others)} more)' if others else ''}."
@@ -219,7 +219,7 @@ def _download(state: str, url: str, file: DataFile, path: Path) -> None:
     if os.environ.get("CROPNB_OFFLINE", "0") not in ("", "0"):
         raise DataUnavailable(f"{state} and CROPNB_OFFLINE forbids the network; {by_hand}.")
 
-    def download(url, output_file, pooch_):
+    def download(url: str, output_file: str, pooch_: pooch.Pooch) -> None:
         look = {"desc": path.name, "unit": "B", "unit_scale": True, "leave": False}
         with tqdm(total=file.bytes, disable=not project.watched(), **look) as bar:
             http = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=TIMEOUT)
@@ -259,7 +259,7 @@ def _reason(error: requests.RequestException) -> str:
 def main() -> int:
     """Fetch every dataset: a line for each, then a sentence for each that failed; 1 where one did."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    failures = []
+    failures: list[Exception] = []
     try:
         for name, dataset in load_manifest().datasets.items():
             try:

@@ -15,8 +15,7 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from pyproj import CRS
-from pyproj.aoi import AreaOfInterest
-from pyproj.transformer import TransformerGroup
+from pyproj.transformer import AreaOfInterest, TransformerGroup
 from rasterio.features import rasterize
 
 from cropnb import regions, vectors
@@ -203,7 +202,9 @@ def _column(frame: gpd.GeoDataFrame, path: Path, column: str, option: str) -> pd
     return frame[column]
 
 
-def _crops(frame, path: Path, column: str, mapping, classes: list[str], leave_out: set[str]) -> np.ndarray:
+def _crops(
+    frame: gpd.GeoDataFrame, path: Path, column: str, mapping: Mapping, classes: list[str], leave_out: set[str]
+) -> np.ndarray:
     """Class of each parcel, "" where it is left out; raise with every unknown name, its count and the key to add."""
     given = _column(frame, path, column, "crop_column").astype(object)
     if len(several := given[given.map(lambda value: isinstance(value, list | tuple | dict | np.ndarray))]):
@@ -256,12 +257,14 @@ def _check_shift(frame: gpd.GeoDataFrame, crs: CRS, path: Path) -> None:
     best = TransformerGroup(frame.crs, crs, always_xy=True, area_of_interest=place).transformers[:1]
     if not best or "Ballpark" not in best[0].description:
         return
-    source, target = frame.crs.geodetic_crs, crs.geodetic_crs
+    source, target = CRS(frame.crs.geodetic_crs), CRS(crs.geodetic_crs)
     x, y = (place.west_lon_degree + place.east_lon_degree) / 2, (place.south_lat_degree + place.north_lat_degree) / 2
+    globe, other = source.get_geod(), target.get_geod()
     known = [t for t in TransformerGroup(source, target, always_xy=True).transformers if t.accuracy >= 0]
-    metres = [source.get_geod().inv(x, y, *t.transform(x, y))[2] for t in known]
-    alike = abs(source.ellipsoid.semi_major_metre - target.ellipsoid.semi_major_metre) < 1
-    if max(metres, default=0.0 if alike else np.inf) > SHIFT:
+    if globe is None or other is None:
+        return
+    metres = [globe.inv(x, y, *t.transform(x, y))[2] for t in known]
+    if max(metres, default=0.0 if abs(globe.a - other.a) < 1 else np.inf) > SHIFT:
         size = f"those known elsewhere move by {min(metres):.0f} to {max(metres):.0f} m" if metres else "often 100 m"
         raise ValueError(
             f"{path} is in {frame.crs.name}, whose shift to {target.name} is not known here ({size}): set the key crs "

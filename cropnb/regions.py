@@ -214,7 +214,7 @@ class Measured(_Region):
                 raise ValueError(f"The outline {self.place(self.outline)}: {error}.") from None
             bounds = frame.to_crs(self.crs).total_bounds
         else:
-            bounds = gpd.GeoSeries([box(*self.bounds)], crs=4326).segmentize(0.01).to_crs(self.crs).total_bounds
+            bounds = gpd.GeoSeries([box(*(self.bounds or ()))], crs=4326).segmentize(0.01).to_crs(self.crs).total_bounds
         low, high = np.floor(bounds[:2] / 20) * 20, np.ceil(bounds[2:] / 20) * 20
         return GeoBox.from_bbox((*low, *high), self.crs, resolution=10)
 
@@ -245,7 +245,7 @@ class Points(_Region):
         return {"region": f"The region {self.name} {why}."}
 
 
-_KINDS = {"twin": Simulated, "sentinel": Measured, "flanders": Patches, "points": Points}
+_KINDS: dict[str, type[_Region]] = {"twin": Simulated, "sentinel": Measured, "flanders": Patches, "points": Points}
 Region = Simulated | Measured | Patches | Points
 
 
@@ -263,12 +263,12 @@ def read(path: str | Path) -> Region:
         content = yaml.load(path.read_text("utf-8"), _Text)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}.") from None
-    source = content.get("source") if isinstance(content, dict) else None
+    source = str(content.get("source") or "") if isinstance(content, dict) else ""
     if source not in _KINDS:
         said = f"is {source!r}" if source else "is missing"
         raise ValueError(f"{path}: key 'source' {said}; it is one of {', '.join(_KINDS)}.")
     try:
-        return _KINDS[source].model_validate(content)
+        return _KINDS[source].model_validate(content)  # type: ignore[return-value]
     except ValidationError as error:
         raise ValueError(_sentence(path, error, _KINDS[source])) from None
 
@@ -332,7 +332,8 @@ def _check_bounds(bounds: Any, crs: CRS) -> None:
         zone = f"EPSG:{32601 + 100 * (y < 0) + int((x + 180) // 6)}"
         raise ValueError(
             f"in crs {crs.to_string()} ({crs.name}) a hectare at {y:.1f} degrees north counts as "
-            f"{at.areal_scale[1, 1]:.2f} ha; give a projection that keeps lengths and areas there, such as {zone}"
+            f"{np.asarray(at.areal_scale)[1, 1]:.2f} ha; "
+            f"give a projection that keeps lengths and areas there, such as {zone}"
         )
 
 

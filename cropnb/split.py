@@ -107,7 +107,7 @@ def split(
     """
     if patch % 2 == 0 or not 0 < fraction <= 1 or not np.isclose(sum(shares), 1) or min(shares) <= 0:
         raise ValueError(f"{patch=} must be odd, {fraction=} in (0, 1], {shares=} positive with the sum 1")
-    rng, classes, shares = np.random.default_rng(seed), labels.attrs["classes"], np.asarray(shares)
+    rng, classes, parts = np.random.default_rng(seed), labels.attrs["classes"], np.asarray(shares)
     pixels = _labelled(labels, parcels, block_size)
     complete = np.ones(labels["crop"].shape, bool) if complete is None else np.asarray(complete)
     if complete.shape != labels["crop"].shape:
@@ -117,29 +117,29 @@ def split(
     counts = np.zeros((len(ids), len(classes)))
     np.add.at(counts, (block, pixels["code"]), 1)
     require_blocks(labels, parcels, block_size)
-    wanted = np.maximum(np.rint(fraction * shares[:, None] * counts.sum(axis=0)), 1).astype(int)
-    best = None
-    for owner in _assignments(counts, shares, rng)[: None if block_size == 0 else TRIES]:
+    wanted = np.maximum(np.rint(fraction * parts[:, None] * counts.sum(axis=0)), 1).astype(int)
+    found: list[tuple] = []
+    for owner in _assignments(counts, parts, rng)[: None if block_size == 0 else TRIES]:
         pixels["set"] = owner[block]
         free, edge = _free(labels, pixels, dict(zip(ids, owner, strict=True)), block_size, patch)
         alone, free = free, free & whole
         available = np.zeros_like(wanted)
         np.add.at(available, (pixels["set"][free], pixels["code"][free]), 1)
         missing = np.clip(1 - available / wanted, 0, None).max()
-        if best is None or missing < best[0]:
-            best = missing, np.minimum(wanted, available), pixels.assign(free=free, edge=edge, alone=alone)
+        if not found or missing < found[0][0]:
+            found = [(missing, np.minimum(wanted, available), pixels.assign(free=free, edge=edge, alone=alone))]
         if not missing:
             break
-    _, taken, pixels = best
+    ((_, taken, pixels),) = found
     where = f"with blocks of {block_size:g} m and {patch} x {patch} patches"
     if none := [f"{classes[c]} in {SETS[s]}" for s, c in np.argwhere(taken == 0)]:
         raise ValueError(f"{where} no pixel is left of {', '.join(none)}: {HELP}")
-    if (found := _deviation(taken, counts.sum(axis=0))) > tolerance:
-        raise ValueError(f"{where} class shares differ by {found:.3f}, more than {tolerance:g}: {HELP}")
+    if (differ := _deviation(taken, counts.sum(axis=0))) > tolerance:
+        raise ValueError(f"{where} class shares differ by {differ:.3f}, more than {tolerance:g}: {HELP}")
     if short := int((wanted - taken).sum()):
         log.warning("%s %d of %d pixels could not be drawn: %s", where, short, wanted.sum(), HELP)
     drawn = _draw(pixels[pixels["free"]], taken, labels, rng)
-    drawn.attrs = {"block_size": block_size, "fraction": fraction, "shares": shares.tolist(), "patch": patch}
+    drawn.attrs = {"block_size": block_size, "fraction": fraction, "shares": parts.tolist(), "patch": patch}
     drawn.attrs |= {"tolerance": tolerance, "seed": seed, "labelled": len(pixels), "blocks": len(ids)}
     drawn.attrs |= {"footprint_leaves_the_grid": int(pixels["edge"].sum())}
     drawn.attrs |= {"footprint_reaches_another_set": int((~pixels["alone"] & ~pixels["edge"]).sum())}
@@ -148,7 +148,9 @@ def split(
     return drawn
 
 
-def random_split(labels, parcels, like: pd.DataFrame, *, block_size: float, seed: int) -> pd.DataFrame:
+def random_split(
+    labels: xr.Dataset, parcels: gpd.GeoDataFrame, like: pd.DataFrame, *, block_size: float, seed: int
+) -> pd.DataFrame:
     """Draw as many pixels of each class and set as `like` has, anywhere: the split that leaks, to compare."""
     rng, classes = np.random.default_rng(seed), labels.attrs["classes"]
     wanted = np.array([[((like["set"] == s) & (like["crop"] == c)).sum() for c in classes] for s in SETS])
@@ -183,7 +185,7 @@ def audit(
     place = np.isclose(split["y"], labels["y"].values[row]) & np.isclose(split["x"], labels["x"].values[col])
     named = (split["parcel_id"].to_numpy() == true["parcel"]) & (split["crop"].to_numpy() == true["crop"])
     leaves = np.minimum(np.minimum(row, parcel.shape[0] - 1 - row), np.minimum(col, parcel.shape[1] - 1 - col))
-    checks = [
+    checks: list[tuple] = [
         ("pixels whose place, parcel or crop is not the raster's", (~(place & named)).sum(), "at most", 0),
         ("pixels drawn twice", split.duplicated(["row", "col"]).sum(), "at most", 0),
         ("patches that leave the grid", (leaves < patch // 2).sum(), "at most", 0),
@@ -209,30 +211,16 @@ def audit(
     population = np.bincount(crop[crop != NO_CROP], minlength=len(classes))
     table = pd.crosstab(group, true["crop"]).reindex(index=SETS, columns=classes, fill_value=0).to_numpy()
     sizes, least = table.sum(axis=1) / len(split), (table + 0.5) / (fraction * np.outer(shares, population))
+    most, enough = ("at most", tolerance), ("at least", fraction * (1 - tolerance))
     checks += [
-        (
-            "difference of a class share from that in all labels",
-            _deviation(table, population),
-            "at most",
-            tolerance,
-        ),
-        (
-            "difference of a set's share from the one asked for",
-            abs(sizes - shares).max(),
-            "at most",
-            tolerance,
-        ),
-        (
-            "share of labelled pixels drawn",
-            len(split) / population.sum(),
-            "at least",
-            fraction * (1 - tolerance),
-        ),
+        ("difference of a class share from that in all labels", _deviation(table, population), *most),
+        ("difference of a set's share from the one asked for", abs(sizes - shares).max(), *most),
+        ("share of labelled pixels drawn", len(split) / population.sum(), *enough),
         ("drawn of the asked, class and set with the least", min(least.min(), 1), "at least", 0.9),
     ]
     frame = pd.DataFrame(checks, columns=["check", "found", "rule", "bound"]).astype({"found": float, "bound": float})
-    most = frame["rule"] == "at most"
-    frame["passed"] = np.where(most, frame["found"] <= frame["bound"], frame["found"] >= frame["bound"])
+    upper = frame["rule"] == "at most"
+    frame["passed"] = np.where(upper, frame["found"] <= frame["bound"], frame["found"] >= frame["bound"])
     return frame
 
 
@@ -242,7 +230,7 @@ def _corner(labels: xr.Dataset) -> tuple[float, float]:
     return float(x[0] - (x[1] - x[0]) / 2), float(y[0] - (y[1] - y[0]) / 2)
 
 
-def _labelled(labels, parcels, block_size) -> pd.DataFrame:
+def _labelled(labels: xr.Dataset, parcels: gpd.GeoDataFrame, block_size: float) -> pd.DataFrame:
     """Return row, col, code (position in the classes), parcel_id and block of each labelled pixel."""
     row, col = np.nonzero(labels["crop"].values != NO_CROP)
     code, ids = labels["crop"].values[row, col], labels["parcel"].values[row, col]
@@ -253,19 +241,19 @@ def _labelled(labels, parcels, block_size) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _deviation(table, population) -> float:
+def _deviation(table: np.ndarray, population: np.ndarray) -> float:
     """Largest difference between the share of a class in a set (row of `table`) and in the population."""
     return float(abs(table / table.sum(axis=1, keepdims=True) - population / population.sum()).max())
 
 
-def _assignments(counts, shares, rng) -> list[np.ndarray]:
+def _assignments(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """Return sets for the blocks, best first: every class as near to `shares` as whole blocks allow.
 
     A seeded search that moves one block at a time. StratifiedGroupKFold makes equal folds in one greedy pass;
     where borders leave a rare class too few pixels it has no second assignment to try.
     """
     target, one = shares[:, None] * counts.sum(axis=0), np.eye(len(SETS))
-    found = {}
+    found: dict[tuple, float] = {}
     for _ in range(RESTARTS):
         owner, changed = rng.choice(len(SETS), len(counts), p=shares), True
         totals = one[owner].T @ counts
@@ -279,10 +267,12 @@ def _assignments(counts, shares, rng) -> list[np.ndarray]:
                     owner[i], changed = cost.argmin(), True
                 totals[owner[i]] += counts[i]
         found[tuple(owner)] = cost.min()
-    return [np.array(owner) for owner in sorted(found, key=found.get)]
+    return [np.array(owner) for owner in sorted(found, key=found.__getitem__)]
 
 
-def _free(labels, pixels, owners: dict, block_size, patch) -> tuple[np.ndarray, np.ndarray]:
+def _free(
+    labels: xr.Dataset, pixels: pd.DataFrame, owners: dict[int, int], block_size: float, patch: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return which pixels have their footprint in their own set's territory, and which leave the grid.
 
     The territories share out every pixel of the grid: a parcel's go with it, others with their block, and those
@@ -315,7 +305,7 @@ def _territories(labels: xr.Dataset, owners: dict[int, int], block_size: float) 
     return cells[tuple(nearest)][np.ix_(row, column)]
 
 
-def _draw(pixels, wanted, labels, rng) -> pd.DataFrame:
+def _draw(pixels: pd.DataFrame, wanted: np.ndarray, labels: xr.Dataset, rng: np.random.Generator) -> pd.DataFrame:
     """Draw `wanted` (set, class) of the pixels without replacement, as a table of samples."""
     pixels = pixels.sample(frac=1, random_state=rng)
     turn = pixels.groupby(["set", "code"]).cumcount()

@@ -58,7 +58,7 @@ def read(path: str | Path, layer: str = "", crs: str = "") -> gpd.GeoDataFrame:
 
 def text(value: Any) -> str:
     """A crop or code as text that compares: "" for none, whole numbers without a point, accents composed (NFC)."""
-    if value is None or (np.isscalar(value) and pd.isna(value)):
+    if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
         return ""
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)

@@ -523,7 +523,8 @@ def test_the_manifest_of_the_book_says_what_the_sources_say():
         for file in dataset.files
     }
     theirs = {f["path"]: (f.get("url", ""), f["sha256"], f["bytes"]) for d in sources.values() for f in d["files"]}
-    assert ours == theirs
+    assert ours.items() <= theirs.items()
+    assert {name for name in theirs if not name.startswith("beziers")} <= set(ours)  # of Beziers the bands in use
     for name, dataset in manifest.datasets.items():
         assert sources[name]["repository"] in dataset.citation
         assert f"commit {sources[name]['commit'][:7]}" in dataset.citation
