@@ -62,7 +62,7 @@ status: $(VENV)/.ready  ## what is done, running, stale, failed or to do
 
 lock:  ## pin the dependencies of pyproject.toml anew
 	uv pip compile pyproject.toml --extra dev --extra sentinel --extra hub --universal --python-version 3.11 --no-emit-index-url \
-	  --no-annotate --custom-compile-command "make lock" --upgrade -q -o requirements.txt
+	  --generate-hashes --no-annotate --custom-compile-command "make lock" --upgrade -q -o requirements.txt
 
 clean:  ## remove everything generated but the data cache
 	rm -rf $(VENV) $(filter-out _build/data,$(wildcard _build/*)) .snakemake

@@ -13,8 +13,8 @@ from packaging.utils import canonicalize_name
 
 @pytest.fixture
 def pins(root):
-    lines = (root / "requirements.txt").read_text().splitlines()
-    return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    lines = (root / "requirements.txt").read_text().replace(" \\\n", " ").splitlines()
+    return [Requirement(line.partition(" --hash")[0]) for line in lines if line.strip() and not line.startswith("#")]
 
 
 @pytest.fixture
@@ -28,8 +28,13 @@ def test_every_requirement_is_pinned_exactly(pins):
         assert [s.operator for s in pin.specifier] == ["=="], pin
 
 
+def test_every_pin_has_a_hash(root):
+    entries = re.split(r"(?m)^(?=[a-z])", (root / "requirements.txt").read_text())[1:]
+    assert all("--hash=sha256:" in entry for entry in entries)
+
+
 def test_requirements_name_no_index(root):
-    assert not re.search(r"(?m)^\s*(-i\b|--|.*://)", (root / "requirements.txt").read_text())
+    assert not re.search(r"(?m)^\s*(-i\b|--(?!hash)|.*://)", (root / "requirements.txt").read_text())
 
 
 def test_pins_satisfy_the_declared_dependencies(pins, project):
@@ -44,9 +49,10 @@ def test_pins_satisfy_the_declared_dependencies(pins, project):
 
 def test_environment_takes_the_same_pins(root, project):
     environment = yaml.safe_load((root / "environment.yml").read_text())
-    *conda, pip = environment["dependencies"]
-    assert pip == {"pip": ["-r requirements.txt", "-e ."]}
-    python = next(entry for entry in conda if entry.startswith("python="))
+    installed = (root / "postBuild").read_text()
+    assert "--no-deps -r requirements.txt" in installed
+    assert "--no-deps -e ." in installed
+    python = next(entry for entry in environment["dependencies"] if entry.startswith("python="))
     assert Requirement(f"python{project['requires-python']}").specifier.contains(f"{python.split('=')[1]}.0")
 
 

@@ -43,6 +43,7 @@ def main() -> int:
             [*formatting, ROOT],
             [*formatting, *narrow, notebooks],
             [BIN / "codespell", ROOT],
+            [BIN / "deptry", "--no-ansi", ".", notebooks],
         ]
         failed = [subprocess.run(command, cwd=ROOT).returncode for command in commands]
         if fix:
