@@ -14,7 +14,7 @@ import pandas as pd
 import rasterio
 from odc.geo.geobox import GeoBox
 
-from cropnb import polarimetry, rasters, regions
+from cropnb import polarimetry, rasters, schema
 
 MAX_CLOUD = 0.08  # mean cloud cover of a used optical acquisition (paper section 3.1)
 # Of Sen2Cor: shadow, medium and high probability of cloud, thin cirrus, and snow, which is what it takes a thick
@@ -56,7 +56,7 @@ def find(region_folder: str | Path, max_cloud: float | None = None) -> pd.DataFr
         acquisition without data, a region without any.
     """
     folder = Path(region_folder)
-    record = regions.read_record(folder)
+    record = schema.read_record(folder)
     rows = _radar(folder / "sar") + _optical(folder / "optical")
     columns = ["time", "sensor", "track", "cloud_cover", "files"]
     table = pd.DataFrame(rows, columns=columns).sort_values("time", ignore_index=True)

@@ -25,7 +25,7 @@ from cropnb import files, polarimetry, project, rasters, speckle
 from cropnb.acquisitions import FEATURES, MASKED_CLASSES, MAX_CLOUD
 from cropnb.acquisitions import features as features_of
 from cropnb.acquisitions import find as acquisitions
-from cropnb.regions import read_record as read_region
+from cropnb.schema import read_record as read_region
 
 log = logging.getLogger(__name__)
 

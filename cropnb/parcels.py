@@ -18,7 +18,7 @@ from pyproj import CRS
 from pyproj.transformer import AreaOfInterest, TransformerGroup
 from rasterio.features import rasterize
 
-from cropnb import regions, vectors
+from cropnb import schema, vectors
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def read(
 
 def labelled(folder: str | Path) -> tuple[gpd.GeoDataFrame, xr.Dataset]:
     """The parcels of a region folder, and their labels on its grid, as of `rasterise`."""
-    record = regions.read_record(folder)
+    record = schema.read_record(folder)
     parcels = gpd.read_parquet(Path(folder) / "parcels.parquet")
     grid = GeoBox.from_bbox(record["bounds"], record["crs"], resolution=record["pixel_size"])
     return parcels, rasterise(parcels, grid, list(record["crop_shares"]))

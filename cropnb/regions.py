@@ -1,353 +1,171 @@
-"""A region: where and when, which sensors and which labels; one YAML file each, `params/regions/*.yaml`.
+"""Making a region's folder, which `cropnb.cube` reads: simulated, from Sentinel products, or from Flanders' patches."""
 
-`read` checks such a file. `cropnb.preparation` makes the region's folder, whose region.json is read and written here.
-"""
-
-import difflib
-import glob
-import json
-import re
-from collections.abc import Iterable
-from datetime import date
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import geopandas as gpd
 import numpy as np
-import yaml
+import pandas as pd
+import rasterio
+import rasterio.warp
 from odc.geo.geobox import GeoBox
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
-from pyproj import CRS, Proj
-from pyproj.exceptions import CRSError
-from shapely.geometry import box
 
-from cropnb import data, files, models, vectors
+from cropnb import data, files, flanders, parcels, rasters, split, twin
+from cropnb.schema import Measured, Patches, Points, Region, Simulated, read, read_record, write_record
 
-RECORD = "region.json"
-STRETCH = 0.05  # of lengths, beyond which a projection is no grid of 10 m pixels; of areas it is half of that
+__all__ = [  # a region is read and made in one place
+    "Measured",
+    "Patches",
+    "Points",
+    "Region",
+    "Simulated",
+    "check",
+    "describe",
+    "prepare",
+    "read",
+    "read_record",
+    "write_cropland",
+    "write_record",
+]
 
-
-def _projected(given: str) -> str:
-    """The horizontal part of a CRS, however it is named, as a code where it has one."""
-    try:
-        crs = CRS(f"EPSG:{given}" if given.isdigit() else given)
-    except CRSError:
-        raise ValueError("not known; give a code such as EPSG:32652") from None
-    crs = crs.sub_crs_list[0] if crs.is_compound else crs
-    if not crs.is_projected or {axis.unit_name for axis in crs.axis_info} != {"metre"}:
-        raise ValueError(f"{crs.name} is not in metres; give a UTM zone such as EPSG:32652")
-    if {axis.direction for axis in crs.axis_info} != {"east", "north"}:
-        raise ValueError(f"the axes of {crs.name} do not run east and north; give a UTM zone such as EPSG:32652")
-    return crs.to_string()
+log = logging.getLogger(__name__)
 
 
-def _different(names: list[str]) -> list[str]:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{', '.join(twice)} stands there twice; keep one")
-    return names
+def prepare(
+    region: Region, folder: str | Path, *, size: float = 8000, block_size: float = 1000, seed: int = 2017
+) -> Path:
+    """Make the region folder: acquisitions, parcels.parquet, cropland.tif and region.json.
 
-
-Place = Annotated[str, AfterValidator(lambda name: name and str(Path(name).expanduser()))]  # "~" is the home
-Code = Annotated[str, BeforeValidator(vectors.text)]
-Grid = Annotated[str, AfterValidator(_projected)]
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Labels(_Entry):
-    """A vector file of parcels, and how its crops lead to the classes; see `cropnb.parcels.read`."""
-
-    file: Place
-    layer: str = ""
-    crs: str = ""  # of the file, where it has none or knows it less well
-    crop_column: str = "crop"
-    id_column: str | None = None
-    classes: Annotated[list[Code], Field(min_length=2, max_length=254), AfterValidator(_different)]
-    mapping: dict[Code, Code] = {}
-    leave_out: list[Code] = []  # crops whose parcels are no labels, null for those without a crop
-
-
-class Radar(_Entry):
-    """Which Sentinel-1 acquisitions: relative orbits (all where empty), and how many dates (all where 0)."""
-
-    orbits: list[PositiveInt] = []
-    dates: Annotated[int, Field(ge=0)] = 0
-
-
-class Optical(_Entry):
-    """Which Sentinel-2 acquisitions: cloud cover below a fraction, and how many dates (all where 0)."""
-
-    max_cloud: Annotated[float, Field(gt=0, le=1)] = 0.08
-    dates: Annotated[int, Field(ge=0)] = 0
-
-
-class _Region(_Entry):
-    name: Annotated[str, Field(pattern="^[a-z0-9_]+$")]
-    block_size: Annotated[float, Field(ge=0)] = 10_000  # metres; 0 makes each parcel a block of its own
-    sites: Annotated[int, Field(ge=1, le=10)] = 3  # blocks that are looked at one by one
-    # What the networks' pages and all that follow them are about.
-    features: Literal["backscatter", "m-chi", "optical+backscatter", "optical+m-chi", "optical"] = "optical+m-chi"
-
-    def lacks(self) -> dict[str, str]:
-        """Artefacts of the book that cannot be made of this region, and why."""
-        return {}
-
-    def without(self) -> list[str]:
-        """What this region has not, of twin, optical, backscatter and m-chi."""
-        return ["twin"]
-
-    def sources(self) -> list[Path]:
-        """Files that decide what the region becomes, and may change."""
-        return []
-
-
-class Simulated(_Region):
-    """A twin: keyword arguments of `cropnb.twin.write`."""
-
-    source: Literal["twin"]
-    crs: Grid
-    centre: tuple[float, float]
-    crop_shares: dict[str, float]
-    tracks: dict[str, tuple[str, PositiveInt]]
-    cloud_cover: dict[str, float]
-    sowing_delay: float = 0  # days
-
-    def without(self) -> list[str]:
-        return [] if self.cloud_cover else ["optical"]
-
-
-class Measured(_Region):
-    """Sentinel-1 and Sentinel-2 products over `bounds` (west, south, east, north; degrees) in a season."""
-
-    source: Literal["sentinel"]
-    crs: Grid
-    bounds: tuple[float, float, float, float] | None = None
-    outline: Place = ""  # a vector file in the place of bounds
-    season: tuple[date, date]
-    sentinel1: Radar | None = None
-    sentinel2: Optical | None = None
-    dataset: str = ""  # of the data manifest: files below are then named from its folder
-    products: Place = ""  # folder of the SAFE products
-    dem: Place = ""  # elevation raster; the one that was fetched with the products where empty
-    undulation: float = 0.0  # metres of the geoid above the ellipsoid, added to the elevation raster's heights
-    labels: Labels
-    cropland: Place = ""  # raster of cropland; the labelled parcels where empty
-    cropland_codes: list[int] = []  # its values that are cropland; where empty it is a mask or a fraction, above 0
-
-    @model_validator(mode="after")
-    def _check(self) -> "Measured":
-        if bool(self.bounds) == bool(self.outline):
-            raise ValueError("give either bounds (west, south, east, north) or outline, a vector file")
-        if self.season[0] >= self.season[1]:
-            raise ValueError(f"season ends on {self.season[1]}, before it begins on {self.season[0]}; swap them")
-        if self.sentinel1 is None and self.sentinel2 is None:
-            raise ValueError("name at least one sensor, sentinel1 or sentinel2")
-        if self.bounds:
-            _check_bounds(self.bounds, CRS(self.crs))
-        needs = set(self.features.split("+"))
-        if ("optical" in needs and not self.sentinel2) or (needs - {"optical"} and not self.sentinel1):
-            raise ValueError(f"features {self.features!r} needs a sensor that is not named; choose others")
-        return self
-
-    def lacks(self) -> dict[str, str]:
-        why = "needs a second region like the first, which only a simulated one has"
-        found = {"few_labels": f"This chapter {why}; its results are in the book of the simulated region."}
-        dates = self.most_dates()
-        for network in models.DISPLAY_NAMES:
-            if dates < (fewest := models.minimum_dates(network)):
-                found[network] = f"This network takes {fewest} dates or more, and {self.name} has {dates:.0f} at most."
-        return found
-
-    def most_dates(self) -> float:
-        """Dates that the features can have, by the region's file and the names of its products; inf where unknown."""
-        named = [re.match(r"(S[12]).*?_(\d{8})T.*\.(SAFE|zip)$", path.name) for path in self.folder().rglob("S[12]*")]
-        days = {
-            (name[1], name[2])
-            for name in named
-            if name and self.season[0] <= date.fromisoformat(name[2]) <= self.season[1]
-        }
-        total = 0.0
-        for part in self.features.split("+"):
-            sensor, rule = ("S2", self.sentinel2) if part == "optical" else ("S1", self.sentinel1)
-            count = sum(day[0] == sensor for day in days)
-            total += min((rule and rule.dates) or np.inf, count or np.inf)
-        return total
-
-    def without(self) -> list[str]:
-        radar = [] if self.sentinel1 else ["backscatter", "m-chi"]
-        return ["twin", *radar, *([] if self.sentinel2 else ["optical"])]
-
-    def place(self, name: str) -> Path:
-        """Where a file that the region names lies."""
-        return data.cache_dir() / self.dataset / name if self.dataset else Path(name)
-
-    def folder(self) -> Path:
-        """Where the products lie."""
-        return self.place(self.products) if self.products or self.dataset else Path(f"_build/data/{self.name}")
-
-    def sources(self) -> list[Path]:
-        named = [self.labels.file, self.outline, self.dem, self.cropland]
-        found = [path for name in filter(None, named) for path in _with_companions(self.place(name))]
-        return [*found, *sorted(path for path in self.folder().rglob("*") if path.is_file())]
-
-    def grid(self) -> GeoBox:
-        """The region's 10 m grid: its bounds in its CRS, widened to whole 20 m pixels.
-
-        Raises FileNotFoundError and ValueError for an outline that is none, or lies elsewhere.
-        """
-        if self.outline:
-            frame = vectors.read(self.place(self.outline))
-            try:
-                _check_bounds(frame.to_crs(4326).total_bounds.tolist(), CRS(self.crs))
-            except ValueError as error:
-                raise ValueError(f"The outline {self.place(self.outline)}: {error}.") from None
-            bounds = frame.to_crs(self.crs).total_bounds
-        else:
-            bounds = gpd.GeoSeries([box(*(self.bounds or ()))], crs=4326).segmentize(0.01).to_crs(self.crs).total_bounds
-        low, high = np.floor(bounds[:2] / 20) * 20, np.ceil(bounds[2:] / 20) * 20
-        return GeoBox.from_bbox((*low, *high), self.crs, resolution=10)
-
-
-class Patches(_Region):
-    """One of the two places of `flanders_patches`."""
-
-    source: Literal["flanders"]
-    location: str
-    labels: dict[str, list[str]]  # class -> declared crops
-
-    def without(self) -> list[str]:
-        return ["twin", "m-chi"]
-
-    def lacks(self) -> dict[str, str]:
-        why = "is 640 m wide with a handful of parcels, too few for three sets that share nothing"
-        return {"split.parquet": f"The region {self.name} {why}, so nothing is trained on it."}
-
-
-class Points(_Region):
-    """Labelled points without rasters."""
-
-    source: Literal["points"]
-    dataset: str
-
-    def lacks(self) -> dict[str, str]:
-        why = "has labelled points and no rasters, so there is no cube, no patch and no map"
-        return {"region": f"The region {self.name} {why}."}
-
-
-_KINDS: dict[str, type[_Region]] = {"twin": Simulated, "sentinel": Measured, "flanders": Patches, "points": Points}
-Region = Simulated | Measured | Patches | Points
-
-
-def read(path: str | Path) -> Region:
-    """Read and check a region's file.
-
-    Raises FileNotFoundError where there is none, ValueError with a sentence naming the file, the key and what would
-    be right. Relative file names in it count from the working directory.
+    size (m), block_size (m, of the later split) and seed are those of a simulated region; others have their own.
+    Raises ValueError for a region without rasters, and what the makers of each kind raise.
     """
-    path = Path(path)
-    if not path.is_file():
-        known = sorted(other.name for other in path.parent.glob("*.yaml"))
-        raise FileNotFoundError(f"There is no region file {path}; beside it lie {', '.join(known) or 'none'}.")
-    try:
-        content = yaml.load(path.read_text("utf-8"), _Text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}.") from None
-    source = str(content.get("source") or "") if isinstance(content, dict) else ""
-    if source not in _KINDS:
-        said = f"is {source!r}" if source else "is missing"
-        raise ValueError(f"{path}: key 'source' {said}; it is one of {', '.join(_KINDS)}.")
-    try:
-        return _KINDS[source].model_validate(content)  # type: ignore[return-value]
-    except ValidationError as error:
-        raise ValueError(_sentence(path, error, _KINDS[source])) from None
+    match region:
+        case Simulated():
+            options = region.model_dump(exclude={"source", "block_size", "features", "sites"})
+            return twin.write(folder, **options, size=size, block_size=block_size, seed=seed)
+        case Patches():
+            make: Callable[..., dict] = _from_patches
+        case Measured():
+            kept = Path(folder).with_name(f".{Path(folder).name}.acquisitions")
+            make = partial(_from_products, kept=kept)
+        case Points():
+            raise ValueError(f"{region.name} has points and no rasters: no region folder can be made of it.")
+    record = {"name": region.name, "simulated": False, "pixel_size": 10.0}
+    record |= {"block_size": region.block_size, "sites": region.sites}
+    with files.whole(folder) as part:
+        part.mkdir()
+        write_record(part, record | make(region, part))
+    return Path(folder)
 
 
-def read_record(folder: str | Path) -> dict:
-    """What is recorded of the region in `folder`, its region.json; FileNotFoundError where it is not whole."""
-    path = Path(folder) / RECORD
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: write the region first, an unfinished one has no such file.")
-    return json.loads(path.read_text("utf-8"))
+def _from_patches(region: Patches, folder: Path) -> dict:
+    """Write a place of Flanders and its declared parcels; what region.json records."""
+    patches = data.fetch("flanders_patches")
+    class_of: dict[str, str] = {}
+    for name, crops in region.labels.items():
+        class_of |= dict.fromkeys(crops, name)
+    grid = flanders.write_acquisitions(patches, region.location, folder)
+    legend = pd.read_csv(data.fetch("canada_2017_points")["wc2eurocrops_map.csv"])
+    names = dict(zip(legend["croptype"], legend["name"], strict=True))
+    fields = flanders.declarations(patches, region.location, names)
+    fields["crop"] = fields["crop"].map(class_of)
+    fields = fields.dropna(subset="crop")
+    fields.to_parquet(folder / "parcels.parquet", index=False)
+    write_cropland("", fields, grid, folder / "cropland.tif")
+    return describe(fields, list(region.labels), grid) | {"max_cloud": 1.01}  # the clearest, however cloudy
 
 
-def write_record(folder: str | Path, record: dict) -> None:
-    """Write what is recorded of the region in `folder`: the last of its files."""
-    files.write_json(Path(folder) / RECORD, record)
+def check(region: Region) -> None:
+    """Look at what can be known in seconds, before hours of products: place, labels, their classes and blocks.
+
+    Raises DataUnavailable, FileNotFoundError or ValueError, in a sentence with the remedy.
+    """
+    if isinstance(region, Measured):
+        grid, fields, _ = _labels(region)
+        split.require_blocks(parcels.rasterise(fields, grid, region.labels.classes), fields, region.block_size)
 
 
-class _Text(yaml.SafeLoader):
-    """YAML whose scalars are the text that stands there, so that NO, 011 and 12:30 are codes; no key twice."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if (name := vectors.text(key.value)) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {name!r} stands there twice", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
+def _labels(region: Measured) -> tuple[GeoBox, gpd.GeoDataFrame, parcels.Report]:
+    """The grid, the parcels that touch it, and what was found in their file."""
+    if region.dataset:
+        data.fetch(region.dataset)
+    grid, labels = region.grid(), region.labels
+    options = labels.model_dump(exclude={"file", "crs"})
+    path = region.place(labels.file)
+    return grid, *parcels.read(path, crs=region.crs, own_crs=labels.crs, grid=grid, **options)
 
 
-def _with_companions(path: Path) -> Iterable[Path]:
-    """A file with those of its name beside it (a shapefile's table, projection and encoding), or a folder's files."""
-    found = path.rglob("*") if path.is_dir() else path.parent.glob(f"{glob.escape(path.stem)}.*")
-    return sorted(other for other in found if other.is_file())
+def _from_products(region: Measured, folder: Path, kept: Path) -> dict:
+    """Bring a region's labels, cropland and products onto its grid; what region.json records.
+
+    Acquisitions are made in `kept`, where they outlive a failure: the next attempt goes on from there, unless the
+    grid or a file of the products has changed.
+    """
+    from cropnb.sentinel import products  # of the extra `sentinel`, which other regions can do without
+
+    grid, fields, report = _labels(region)
+    fields.to_parquet(folder / "parcels.parquet", index=False)
+    mask = region.place(region.cropland) if region.cropland else None
+    write_cropland(mask, fields, grid, folder / "cropland.tif", codes=region.cropland_codes)
+    brought = products.bring(region, grid, kept)
+    for sensor in kept.glob("*/"):
+        sensor.rename(folder / sensor.name)
+    shutil.rmtree(kept)
+    record = describe(fields, region.labels.classes, grid)
+    record |= {"max_cloud": region.sentinel2.max_cloud if region.sentinel2 else 1.0}
+    return record | {"labels": {"file": region.labels.file} | report.counts(), "products": brought}
 
 
-def _check_bounds(bounds: Any, crs: CRS) -> None:
-    west, south, east, north = bounds
-    if not (-180 <= west < east <= 180 and -90 <= south < north <= 90) or east - west > 180:
+def describe(fields: gpd.GeoDataFrame, classes: Sequence[str], grid: GeoBox) -> dict:
+    """What region.json records of labels and grid: CRS, bounds, and the share of each crop in the parcels' area."""
+    area = fields.area.groupby(fields["crop"]).sum().reindex(list(classes)).fillna(0)
+    shares = (area / area.sum()).round(4).to_dict()
+    return {"crs": str(grid.crs), "bounds": list(grid.boundingbox.bbox), "crop_shares": shares}
+
+
+def write_cropland(
+    mask: str | Path | None, fields: gpd.GeoDataFrame, grid: GeoBox, path: Path, codes: Sequence[int] = ()
+) -> None:
+    """Write the cropland mask (uint8, 1 cropland, 255 unknown) on the grid; the parcels' where `mask` is empty.
+
+    Cropland is where the mask has one of `codes`; without them it is to be a mask or a fraction, above 0 there.
+    Raises ValueError for other numbers, and where nothing of the grid is known or is cropland.
+    """
+    if mask:
+        cropland = _read_mask(Path(mask), grid, codes)
+    else:
+        cropland = (parcels.rasterise(fields, grid, sorted(set(fields["crop"])))["parcel"].values > 0).astype("uint8")
+    rasters.write(path, {"cropland": cropland}, grid, "uint8", 255)
+
+
+def _read_mask(mask: Path, grid: GeoBox, codes: Sequence[int]) -> np.ndarray:
+    """Cropland (1), other land (0) and unknown (255) of a raster, nearest neighbour on the grid (y, x), uint8."""
+    if not mask.is_file():
+        raise FileNotFoundError(f"The cropland mask {mask} does not exist: the key cropland names another, or none.")
+    values = np.full(grid.shape, np.nan, "float32")
+    with rasterio.open(mask) as file:
+        if file.crs is None:
+            raise ValueError(f"The cropland mask {mask} has no CRS: write it into the file.")
+        band, place = rasterio.band(file, 1), {"dst_transform": grid.affine, "dst_crs": str(grid.crs)}
+        rasterio.warp.reproject(band, values, **place, dst_nodata=np.nan)
+        whole = file.dtypes[0] == "uint8" and file.nodata is None
+    values[(values == 255) & (whole and 255 not in codes)] = np.nan  # a byte's usual word for no data
+    unknown = np.isnan(values)
+    found = np.unique(values[~unknown])
+    if not found.size:
+        raise ValueError(f"The cropland mask {mask} knows nothing of the region: is it of another place?")
+    if not codes and not (set(found) <= {0, 100} or (found[0] >= 0 and found[-1] <= 1)):
         raise ValueError(
-            f"bounds {list(bounds)} are no west, south, east, north in degrees; longitude comes first, "
-            "smaller before larger, and a region lies on one side of the antimeridian"
+            f"The cropland mask {mask} has values such as {found[:12].tolist()}, neither a mask nor fractions: "
+            "name the values that are cropland with the key cropland_codes, or divide per cent by 100."
         )
-    x, y, area = (west + east) / 2, (south + north) / 2, crs.area_of_use
-    if area and not (
-        (x - area.west + 1) % 360 < ((area.east - area.west) % 360 or 360) + 2 and area.south - 1 < y < area.north + 1
-    ):
-        raise ValueError(
-            f"bounds {list(bounds)} lie outside {crs.to_string()}, made for {list(area.bounds)}; are longitude and "
-            "latitude swapped, or is it another zone"
-        )
-    at = Proj(crs).get_factors(*np.meshgrid([west, x, east], [south, y, north]))
-    stretched = [2 * (at.areal_scale - 1), at.tissot_semimajor - 1, at.tissot_semiminor - 1]
-    if not np.abs(stretched).max() < STRETCH:  # NaN included
-        zone = f"EPSG:{32601 + 100 * (y < 0) + int((x + 180) // 6)}"
-        raise ValueError(
-            f"in crs {crs.to_string()} ({crs.name}) a hectare at {y:.1f} degrees north counts as "
-            f"{np.asarray(at.areal_scale)[1, 1]:.2f} ha; "
-            f"give a projection that keeps lengths and areas there, such as {zone}"
-        )
-
-
-def _sentence(path: Path, error: ValidationError, kind: type[BaseModel]) -> str:
-    first, *others = error.errors()
-    key = ".".join(str(part) for part in first["loc"])
-    problem = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        also = [".".join(str(part) for part in e["loc"]) for e in others if e["type"] == "missing"]
-        problem = "missing, add it" + (f", and {', '.join(also)} too" if also else "")
-        others = others[len(also) :]
-    elif first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), kind.model_fields, n=1)
-        problem = f"not known; {f'did you mean {near[0]!r}?' if near else 'known are ' + ', '.join(kind.model_fields)}"
-    elif first["loc"] and not isinstance(first["input"], dict):
-        problem = f"is {first['input']!r}: {problem}"
-    return f"{path}{f', key {key!r}' if key else ''}: {problem}{f' (and {len(others)} more)' if others else ''}."
+    cropland = np.isin(values, codes) if codes else values > 0
+    if not cropland.any():
+        raise ValueError(f"The cropland mask {mask} has no cropland in the region, only {found[:12].tolist()}.")
+    if unknown.any() or cropland.all():
+        shares = 100 * cropland.mean(), 100 * unknown.mean()
+        log.warning("cropland mask %s: %.1f per cent of the region is cropland, %.1f unknown", mask, *shares)
+    return np.where(unknown, 255, cropland).astype("uint8")

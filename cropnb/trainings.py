@@ -22,10 +22,10 @@ from cropnb import (
     files,
     models,
     plotting,
-    regions,
     runs,
     samples,
     scenarios,
+    schema,
     training,
 )
 
@@ -73,7 +73,7 @@ class Training:
 
     def __init__(self, name: str, page: Mapping[str, Any]) -> None:
         self.parameters = p = Parameters(**{field.name: page[field.name] for field in fields(Parameters)})
-        self.name, self.classes = name, list(regions.read_record(Path(p.build, "region"))["crop_shares"])
+        self.name, self.classes = name, list(schema.read_record(Path(p.build, "region"))["crop_shares"])
         self.steps = scenarios.scenario(Path(p.build, "cube.zarr"), p.features)
         training.prepare(p.seed)
         self.shape = (self.steps.sizes["time"], p.patch, p.patch, 3)

@@ -21,7 +21,7 @@ from rasterio.warp import transform
 from scipy.ndimage import gaussian_filter
 from shapely.geometry import Polygon, box
 
-from cropnb import files, rasters, regions
+from cropnb import files, rasters, schema
 from cropnb import profiles as crop_profiles
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def write(
             _write_radar(part, time, track, scene)
         for date, cover in cloud_cover.items():
             _write_optical(part, date, cover, scene)
-        regions.write_record(part, record)
+        schema.write_record(part, record)
     log.info("twin of %d parcels and %d acquisitions in %s", len(parcels), len(radar_times), folder)
     return folder
 
@@ -408,5 +408,5 @@ def _may_replace(folder: Path) -> None:
     """Refuse to write over anything but an earlier twin."""
     if not folder.exists() or not any(folder.iterdir()):
         return
-    if not (folder / regions.RECORD).exists() or not regions.read_record(folder).get("simulated"):
+    if not (folder / schema.RECORD).exists() or not schema.read_record(folder).get("simulated"):
         raise ValueError(f"{folder} holds files that no twin wrote; give an empty folder or remove them.")

@@ -12,7 +12,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from scipy.ndimage import maximum_filter
 
-from cropnb import batches, cube, data, flanders, parcels, preparation, samples, scenarios
+from cropnb import batches, cube, data, flanders, parcels, regions, samples, scenarios
 
 PLACE, HALF = "A1", 6  # rows and columns of 20 m
 
@@ -83,7 +83,7 @@ def built(files, place, folder):
     """A place as a cube, by way of a region folder."""
     grid = flanders.write_acquisitions(files, place, folder / "region")
     fields = gpd.GeoDataFrame({"crop": ["maize"]}, geometry=[grid.extent.geom], crs=str(grid.crs))
-    record = {"name": place, "simulated": False, "pixel_size": 10.0} | preparation.describe(fields, ["maize"], grid)
+    record = {"name": place, "simulated": False, "pixel_size": 10.0} | regions.describe(fields, ["maize"], grid)
     (folder / "region/region.json").write_text(json.dumps(record))
     return cube.build(folder / "region", folder / "cube.zarr", max_cloud=1.01)
 

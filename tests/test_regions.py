@@ -13,7 +13,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.warp import transform_bounds
 from shapely.geometry import box
 
-from cropnb import cube, data, preparation, regions, scenarios, twin
+from cropnb import cube, data, regions, scenarios, schema, twin
 from cropnb.sentinel import __main__ as commands
 
 MEASURED = {
@@ -36,7 +36,7 @@ def written(folder, **changes):
 
 
 def test_the_shipped_regions_are_valid():
-    found = {path.stem: regions.read(path) for path in regions.Path("params/regions").glob("*.yaml")}
+    found = {path.stem: regions.read(path) for path in schema.Path("params/regions").glob("*.yaml")}
     shipped = {"beian_twin", "beian_2017", "beziers_2018", "canada_2017", "flanders_2018", "flanders_2019"}
     assert shipped == set(found)
     assert all(name == region.name for name, region in found.items())
@@ -47,7 +47,7 @@ def test_the_shipped_regions_are_valid():
 def test_the_twin_of_the_file_is_the_one_its_functions_write(tmp_path):
     region = regions.read("params/regions/beian_twin.yaml")
     small = {"tracks": {"A": ("2017-05-05T21:42", 1)}, "cloud_cover": {"2017-06-10": 0.02}}
-    one = preparation.prepare(region.model_copy(update=small), tmp_path / "one", size=800, block_size=400, seed=1)
+    one = regions.prepare(region.model_copy(update=small), tmp_path / "one", size=800, block_size=400, seed=1)
     other = twin.write(tmp_path / "other", size=800, block_size=400, seed=1, **small)
     assert regions.read_record(one) | {"cloud": 0} == regions.read_record(other) | {"cloud": 0}
     for path in sorted(other.rglob("*.tif")):
@@ -119,26 +119,26 @@ def test_products_and_elevation_are_asked_for(tmp_path):
     labels = {"file": file, "classes": ["maize", "wheat"]}
     region = regions.read(written(tmp_path, products=str(tmp_path), labels=labels))
     with pytest.raises(FileNotFoundError, match=r"labels.gpkg does not exist"):
-        preparation.prepare(region, tmp_path / "region")
+        regions.prepare(region, tmp_path / "region")
     squares = gpd.GeoSeries([box(3.02 + i / 100, 50.82, 3.025 + i / 100, 50.83) for i in range(6)], crs=4326)
     gpd.GeoDataFrame({"crop": ["maize", "wheat"] * 3}, geometry=squares).to_file(file)
     with pytest.raises(FileNotFoundError, match=r"holds no product .*fetch brings them"):
-        preparation.prepare(region, tmp_path / "region")
+        regions.prepare(region, tmp_path / "region")
     (tmp_path / "S1A_IW_SLC__1SDV_x.SAFE").mkdir()
     with pytest.raises(FileNotFoundError, match=r"elevation raster .*dem.tif of mine is missing"):
-        preparation.prepare(region, tmp_path / "region")
+        regions.prepare(region, tmp_path / "region")
     assert not (tmp_path / "region").exists()
 
 
 def test_points_make_no_region_folder(tmp_path):
     with pytest.raises(ValueError, match="has points and no rasters"):
-        preparation.prepare(regions.read("params/regions/canada_2017.yaml"), tmp_path / "region")
+        regions.prepare(regions.read("params/regions/canada_2017.yaml"), tmp_path / "region")
 
 
 @pytest.mark.skipif("CROPNB_DATA" not in os.environ, reason="needs the real patches: set CROPNB_DATA")
 def test_a_real_place_becomes_a_cube_without_m_chi(tmp_path):
     region = regions.read("params/regions/flanders_2019.yaml")
-    folder = preparation.prepare(region, tmp_path / "region")
+    folder = regions.prepare(region, tmp_path / "region")
     record = regions.read_record(folder)
     assert list(record["crop_shares"]) == list(region.labels)
     assert sum(record["crop_shares"].values()) == pytest.approx(1, abs=1e-3)
@@ -173,7 +173,7 @@ def test_a_real_product_and_a_label_file_become_a_region(tmp_path):
         },
     }
     region = regions.read(written(tmp_path, **changes))
-    folder = preparation.prepare(region, tmp_path / "region")
+    folder = regions.prepare(region, tmp_path / "region")
     assert regions.read_record(folder)["crop_shares"] == pytest.approx({"maize": 0.5, "wheat": 0.5}, abs=0.01)
     path = cube.build(folder, tmp_path / "cube.zarr")
     assert [name for name in scenarios.SCENARIOS if name not in scenarios.left_out(path)] == ["optical"]
@@ -183,7 +183,7 @@ def test_a_real_product_and_a_label_file_become_a_region(tmp_path):
     away = labels.assign(geometry=labels.translate(3_000_000))
     away.to_file(tmp_path / "labels.gpkg")
     with pytest.raises(ValueError, match="no parcel on the raster"):
-        preparation.prepare(region, tmp_path / "other")
+        regions.prepare(region, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -219,10 +219,10 @@ def test_a_crs_may_be_a_code_a_name_or_compound(tmp_path, crs):
 def test_a_utm_zone_is_a_grid_in_its_place_and_the_picture_of_the_web_away_from_the_equator_is_none(west, south):
     zone = 32601 + 100 * (south < 0) + int((west + 180) // 6)
     bounds = (west, south, west + 0.1, south + 0.1)
-    regions._check_bounds(bounds, regions.CRS(zone))
+    schema._check_bounds(bounds, schema.CRS(zone))
     if abs(south) > 20:
         with pytest.raises(ValueError, match=r"lie outside|counts as"):
-            regions._check_bounds(bounds, regions.CRS(3857))
+            schema._check_bounds(bounds, schema.CRS(3857))
 
 
 def test_yaml_is_read_as_it_stands_and_no_key_twice(tmp_path):
@@ -234,7 +234,7 @@ def test_yaml_is_read_as_it_stands_and_no_key_twice(tmp_path):
     labels = regions.read(tmp_path / "codes.yaml").labels
     assert labels.classes == ["NO", "011", "12:30"]
     assert (labels.mapping, labels.leave_out) == ({"1_0": "NO"}, ["", "off"])
-    assert labels.file == str(regions.Path.home() / "labels.gpkg")
+    assert labels.file == str(schema.Path.home() / "labels.gpkg")
     (tmp_path / "twice.yaml").write_text(text.replace("{1_0: NO}", "{corn: NO, rice: NO, corn: '011'}"))
     with pytest.raises(ValueError, match=r"the key 'corn' stands there twice.*line"):
         regions.read(tmp_path / "twice.yaml")
@@ -271,7 +271,7 @@ def test_a_mask_says_what_is_cropland_or_is_refused(tmp_path):
         options = {"width": 100, "height": 100, "count": 1, "dtype": dtype, "nodata": nodata}
         with rasterio.open(tmp_path / "mask.tif", "w", driver="GTiff", **place, **options) as file:
             file.write(values.astype(dtype), 1)
-        preparation.write_cropland(tmp_path / "mask.tif", None, grid, tmp_path / "cropland.tif", codes=codes)
+        regions.write_cropland(tmp_path / "mask.tif", None, grid, tmp_path / "cropland.tif", codes=codes)
         with rasterio.open(tmp_path / "cropland.tif") as file:
             return file.read(1)
 

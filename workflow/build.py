@@ -16,7 +16,7 @@ from pathlib import Path
 import chapters as book
 import yaml
 
-from cropnb import data, preparation, regions
+from cropnb import data, regions, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
@@ -28,7 +28,7 @@ def configure(profile: str, region: str) -> tuple[Path, Path]:
     content = yaml.safe_load(configuration.read_text())
     build = Path(content["parameters"]["build"])
     if region:
-        known = regions.read(region)
+        known = schema.read(region)
         build = build.with_name(f"{build.name}-{known.name}")
         content["parameters"] |= {"build": str(build), "region": region, "features": known.features}
         content |= {"lacks": known.lacks(), "without": known.without()}
@@ -153,7 +153,7 @@ def main() -> int:
     arguments, configuration, build = arguments_of(parser)
     try:
         if arguments.region:  # what can be said at once is not said after hours
-            preparation.check(regions.read(arguments.region))
+            regions.check(schema.read(arguments.region))
     except (OSError, ValueError, data.DataUnavailable) as error:
         print(error, file=sys.stderr)
         return 2

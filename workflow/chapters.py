@@ -15,7 +15,7 @@ from pathlib import Path
 import jupytext
 import yaml
 
-from cropnb import regions
+from cropnb import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -198,7 +198,7 @@ def digest(chapter: Chapter, given: dict, profile: dict, chapters: list[Chapter]
 @cache
 def _state(region: Path) -> str:
     """The region's file, and what the files it names look like."""
-    files = [file for file in regions.read(ROOT / region).sources() if file.exists()]
+    files = [file for file in schema.read(ROOT / region).sources() if file.exists()]
     return (ROOT / region).read_text() + str([(str(file), file.stat().st_size, file.stat().st_mtime) for file in files])
 
 

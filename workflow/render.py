@@ -19,7 +19,7 @@ import yaml
 from chapters import ROOT, defaults, is_parameters, notebook_of, table_of_contents
 from papermill.translators import papermill_translators
 
-from cropnb import data, plotting, regions
+from cropnb import data, plotting, schema
 
 SIGNALS = ("17_crop_profiles", "18_real_fields")  # what the twin is drawn from, whatever the region
 
@@ -92,8 +92,8 @@ def region_of(build: Path) -> str:
     configuration = build / "configuration.yaml"
     if not configuration.exists():
         return ""
-    region = regions.read(yaml.safe_load(configuration.read_text())["parameters"]["region"])
-    return "" if isinstance(region, regions.Simulated) else region.name
+    region = schema.read(yaml.safe_load(configuration.read_text())["parameters"]["region"])
+    return "" if isinstance(region, schema.Simulated) else region.name
 
 
 def without_loaders(notebook) -> None:

@@ -15,7 +15,7 @@ import rasterio.merge
 from odc.geo.geobox import GeoBox
 from rasterio.warp import transform_bounds
 
-from cropnb import files, regions
+from cropnb import files, schema
 from cropnb.data import DataUnavailable
 from cropnb.sentinel import catalogue
 
@@ -77,9 +77,9 @@ def _join(tiles: list[Path], grid: GeoBox, path: Path) -> None:
             file.update_tags(tiles=names)
 
 
-def _measured(path: Path) -> regions.Measured:
-    region = regions.read(path)
-    if not isinstance(region, regions.Measured):
+def _measured(path: Path) -> schema.Measured:
+    region = schema.read(path)
+    if not isinstance(region, schema.Measured):
         raise ValueError(f"{path} is of the source {region.source!r}: only 'sentinel' has products to fetch.")
     return region
 

@@ -18,7 +18,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.features import shapes
 
-from cropnb import acquisitions, data, files, rasters, regions
+from cropnb import acquisitions, data, files, rasters, schema
 from cropnb.sentinel import catalogue, optical, slc
 from cropnb.sentinel.choice import choose, refuse, row
 
@@ -26,7 +26,7 @@ DONE = "done.json"  # what an attempt has brought
 COLUMNS = ["product", "sensor", "time", "track", "cloud_cover", "covered", "why"]
 
 
-def bring(region: regions.Measured, grid: GeoBox, folder: Path) -> list[dict]:
+def bring(region: schema.Measured, grid: GeoBox, folder: Path) -> list[dict]:
     """Bring what a region's folder of products holds, and its rules choose, onto its grid; a row a product, with why.
 
     What an earlier attempt left in `folder` is kept, unless the grid or a file of the products has changed.
@@ -76,7 +76,7 @@ def bring(region: regions.Measured, grid: GeoBox, folder: Path) -> list[dict]:
     return table.assign(time=table.time.astype(str)).replace({np.nan: None}).to_dict("records")
 
 
-def _earlier(folder: Path, origins: Sequence[Path], region: regions.Measured, grid: GeoBox) -> dict:
+def _earlier(folder: Path, origins: Sequence[Path], region: schema.Measured, grid: GeoBox) -> dict:
     """What an earlier attempt has done, of the same files; else nothing, and an empty folder."""
     inputs = [file for path in origins for file in [path, *sorted(path.rglob("*"))] if file.is_file()]
     states = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in inputs]
