@@ -14,12 +14,27 @@ import rasterio.warp
 from odc.geo.geobox import GeoBox
 
 from cropnb import data, files, flanders, parcels, rasters, split, twin
-from cropnb.schema import Measured, Patches, Points, Region, Simulated, read, read_record, write_record
+from cropnb.schema import (
+    Labels,
+    Measured,
+    Optical,
+    Patches,
+    Points,
+    Radar,
+    Region,
+    Simulated,
+    read,
+    read_record,
+    write_record,
+)
 
 __all__ = [  # a region is read and made in one place
+    "Labels",
     "Measured",
+    "Optical",
     "Patches",
     "Points",
+    "Radar",
     "Region",
     "Simulated",
     "check",
