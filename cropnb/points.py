@@ -33,7 +33,7 @@ FEATURES = {
     "optical": ("red", "narrow_nir", "swir1"),
     "both": ("vv_db", "vh_db", "cross_ratio_db", "red", "narrow_nir", "swir1"),
 }
-LABELS = ("sample_id", "timestamp", "h3_l3_cell", "h3_l8_cell", "LANDCOVER_LABEL", "CROPTYPE_LABEL")
+LABELS = ("sample_id", "timestamp", "h3_l3_cell", "h3_l5_cell", "h3_l8_cell", "LANDCOVER_LABEL", "CROPTYPE_LABEL")
 
 
 def read(path: str | Path | None = None, year: int = 2017) -> xr.Dataset:
@@ -41,8 +41,8 @@ def read(path: str | Path | None = None, year: int = 2017) -> xr.Dataset:
 
     Months are April to October of ``year``; backscatter is in dB, reflectance a fraction (bright cloud and
     snow exceed 1).  Gaps are interpolated over the year's months; ``observed`` (same dims) is false there.
-    ``group`` is the H3 cell of level 3 (about 12,000 square kilometres), ``neighbourhood`` that of level 8
-    (about 0.7).  ``path`` defaults to the file of the data manifest.
+    ``group`` is the H3 cell of level 3 (about 12,000 square kilometres), ``cell`` that of level 5 (about 250),
+    ``neighbourhood`` that of level 8 (about 0.7).  ``path`` defaults to the file of the data manifest.
 
     Raises ValueError for a table that lacks a column, holds a value outside its code list or a point twice
     in a month or never observed, and for a year without points.
@@ -50,7 +50,7 @@ def read(path: str | Path | None = None, year: int = 2017) -> xr.Dataset:
     if path is None:
         path = data.fetch(DATASET)[TABLE]
     table = _arable(pd.read_parquet(path), Path(path).name, year)
-    labels = table.groupby("sample_id")[["CROPTYPE_LABEL", "h3_l3_cell", "h3_l8_cell"]].first()
+    labels = table.groupby("sample_id")[["CROPTYPE_LABEL", "h3_l3_cell", "h3_l5_cell", "h3_l8_cell"]].first()
     observed = [_monthly(table, column, labels.index) for column in BANDS.values()]
     filled = [band.interpolate(axis=1, limit_direction="both")[list(MONTHS)] for band in observed]
     for band in filled:
@@ -71,6 +71,7 @@ def read(path: str | Path | None = None, year: int = 2017) -> xr.Dataset:
             "units": ("band", UNITS),
             "crop": ("point", crop),
             "group": ("point", labels["h3_l3_cell"].to_numpy(dtype=str)),
+            "cell": ("point", labels["h3_l5_cell"].to_numpy(dtype=str)),
             "neighbourhood": ("point", labels["h3_l8_cell"].to_numpy(dtype=str)),
         },
     )
@@ -98,7 +99,7 @@ def _arable(table: pd.DataFrame, name: str, year: int) -> pd.DataFrame:
     _refuse(~table["CROPTYPE_LABEL"].between(0, 9999), table["CROPTYPE_LABEL"], name)
     for column in BANDS.values():
         _refuse(~table[column].between(1, NODATA), table[column], name)
-    for column in ("sample_id", "h3_l3_cell", "h3_l8_cell"):
+    for column in ("sample_id", "h3_l3_cell", "h3_l5_cell", "h3_l8_cell"):
         if table[column].isna().any():
             raise ValueError(f"{name}: {column} is empty in a row; fetch the file again.")
     local = table["timestamp"] + pd.Timedelta(hours=3)  # stored as 22 or 23 h of the day before

@@ -21,7 +21,7 @@ from rasterio.warp import transform
 from scipy.ndimage import gaussian_filter
 from shapely.geometry import Polygon, box
 
-from cropnb import files, rasters, schema
+from cropnb import files, polarimetry, rasters, schema
 from cropnb import profiles as crop_profiles
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,9 @@ LAND_COVER = {
 }
 LAND_SHARES = {"water": 0.04, "forest": 0.20, "village": 0.05}
 SOWING_SHIFT_DAYS = 4.0  # standard deviation between parcels
-TEXTURE_DB, TEXTURE_OPTICAL = 0.4, 0.04  # within parcels, standard deviation: dB, fraction of reflectance
+# Metres over which an effect that all crops of a place share turns round: of a county, of a neighbourhood.
+WAVELENGTHS = {"county": 40_000, "county_crop": 40_000, "local": 4_000}
+SMOOTH = (1.2, 1.2, 2, 2, 2)  # of the bands within a field, pixels; pixels side by side correlate as real ones
 NOISE_OPTICAL = 0.003
 
 
@@ -77,6 +79,8 @@ def write(
     crop_shares: Mapping[str, float] = CROP_SHARES,
     sowing_delay: float = 0.0,
     profiles: xr.Dataset | None = None,
+    spread: float = 1.0,
+    covariance: bool = False,
 ) -> Path:
     """Write a simulated region; the same arguments give the same bytes.
 
@@ -98,6 +102,10 @@ def write(
         Crop -> share of the parcels' area, summing to 1.
     sowing_delay
         Days that every parcel's season comes later than the profiles'.
+    spread
+        Times the standard deviation between pixels of a field that real fields have.
+    covariance
+        Write the radar's covariance matrix at 10 m, of the same four looks, in place of its single-look images.
 
     Raises ValueError when `folder` holds anything but a twin, the shares do not sum to one, or a side is under 600 m.
     """
@@ -118,8 +126,8 @@ def write(
     surveyed = (objects.cover == "field").to_numpy() & objects.within(box(*bounds)).to_numpy()
     objects["crop"] = _crops(objects, surveyed, crop_shares, crop_rng)
     ids = _rasterise(objects.geometry, bounds)
-    texture = _texture([n // FINE for n in ids.shape], texture_rng, 2)
     months, signal, shift, rho = _seasons(objects, profiles, signal_rng)
+    texture = spread * _within_fields([n // FINE for n in ids.shape], len(months), texture_rng)
     scene = Scene(ids, texture, months, signal, shift + sowing_delay, rho, bounds, crs, seed)
 
     parcels = objects.loc[surveyed, ["crop", "geometry"]].set_crs(crs)
@@ -138,6 +146,7 @@ def write(
         "optical_dates": {str(date): cover for date, cover in cloud_cover.items()},
         "crop_shares": dict(crop_shares),
         "sowing_delay": sowing_delay,
+        "spread": spread,
         "vv_vh_correlation": CORRELATION,
     }
     with files.whole(folder) as part:
@@ -145,7 +154,7 @@ def write(
         parcels.to_parquet(part / "parcels.parquet", index=False)
         rasters.write(part / "cropland.tif", {"cropland": fields.astype("uint8")}, scene.grid, "uint8", 255)
         for time, track in radar_times:
-            _write_radar(part, time, track, scene)
+            _write_radar(part, time, track, scene, covariance)
         for date, cover in cloud_cover.items():
             _write_optical(part, date, cover, scene)
         schema.write_record(part, record)
@@ -157,7 +166,7 @@ class Scene(NamedTuple):
     """What every acquisition sees. Object 0 is the tracks; objects are numbered by `ids`."""
 
     ids: np.ndarray  # (y, x) on the 2.5 m grid
-    texture: np.ndarray  # (radar or optical, y, x) at 10 m
+    texture: np.ndarray  # (month, band, y, x) at 10 m: dB, log reflectance
     months: np.ndarray
     signal: np.ndarray  # (object, month, band)
     shift: np.ndarray  # (object), sowing, days
@@ -223,7 +232,7 @@ def _parcel_areas(total: float, rng: np.random.Generator, sigma: float = 1.0) ->
     return areas[:count] * total / areas[:count].sum()
 
 
-def _cut(quad: np.ndarray, areas: np.ndarray, elongation: float, rng) -> list[np.ndarray]:
+def _cut(quad: np.ndarray, areas: np.ndarray, elongation: float, rng: np.random.Generator) -> list[np.ndarray]:
     """Cut a quadrilateral (4, 2) into some of the relative `areas`, their sides near `elongation` : 1."""
     if len(areas) == 1:
         return [quad]
@@ -232,7 +241,7 @@ def _cut(quad: np.ndarray, areas: np.ndarray, elongation: float, rng) -> list[np
     sides = np.linalg.norm(np.roll(quad, -1, axis=0) - quad, axis=1)
     a, b = sides[0] + sides[2], sides[1] + sides[3]
 
-    def misfit(long, short):
+    def misfit(long: float, short: float) -> float:
         return sum(abs(abs(np.log(s * long / short)) - np.log(elongation)) for s in (share, 1 - share))
 
     if misfit(b, a) < misfit(a, b):
@@ -250,7 +259,7 @@ def _waves(rng: np.random.Generator, wavelength: float, count: int = 12) -> Call
     angle, phase = rng.uniform(0, 2 * np.pi, (2, count, 1))
     length = wavelength * rng.uniform(0.7, 1.6, (count, 1))
 
-    def field(points):
+    def field(points: gpd.GeoSeries) -> np.ndarray:
         along = np.cos(angle) * points.x.to_numpy() + np.sin(angle) * points.y.to_numpy()
         waves = np.cos(2 * np.pi * along / length + phase)
         return waves.sum(axis=0) * np.sqrt(2 / count)
@@ -272,7 +281,9 @@ def _cover(blocks: gpd.GeoSeries, rng: np.random.Generator) -> np.ndarray:
     return cover
 
 
-def _crops(objects, surveyed: np.ndarray, shares: Mapping[str, float], rng) -> np.ndarray:
+def _crops(
+    objects: gpd.GeoDataFrame, surveyed: np.ndarray, shares: Mapping[str, float], rng: np.random.Generator
+) -> np.ndarray:
     """Crop of each object, '' off the fields; the surveyed parcels meet `shares` by area, loosely clustered.
 
     The rarest crop is placed first, and no parcel may hold more than a tenth of its crop (in a small region,
@@ -280,7 +291,7 @@ def _crops(objects, surveyed: np.ndarray, shares: Mapping[str, float], rng) -> n
     """
     crop = np.full(len(objects), "", dtype=object)
     areas, centres = objects.area.to_numpy(), objects.centroid
-    rare_first = sorted(shares, key=shares.get)
+    rare_first = sorted(shares, key=lambda name: shares[name])
     for name in rare_first[:-1]:
         room = shares[name] * areas[surveyed].sum()
         largest = max(room / 10, np.median(areas[surveyed]))
@@ -296,23 +307,29 @@ def _crops(objects, surveyed: np.ndarray, shares: Mapping[str, float], rng) -> n
     return crop
 
 
-def _seasons(objects, profiles: xr.Dataset, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """`months`, `signal`, `shift` and `rho` of `Scene`: one draw of a season for each object."""
+def _seasons(objects: gpd.GeoDataFrame, profiles: xr.Dataset, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """`months`, `signal`, `shift` and `rho` of `Scene`: a season for each object, from the county's effects down."""
     covers = np.array(["track", *objects.cover])
-    crops = np.array(["", *objects.crop])
-    drawn = {
-        name: crop_profiles.draw(profiles, name, int((crops == name).sum()), rng).sel(band=list(BANDS))
-        for name in dict.fromkeys(objects.crop[objects.crop != ""])
-    }
-    months = np.asarray(next(iter(drawn.values())).month.values, dtype=float)
+    months, size = pd.unique(profiles["month"].values).astype(float), profiles.sizes["feature"]
     signal = np.zeros((len(covers), len(months), len(BANDS)), "float32")
-    for name, seasons in drawn.items():
-        signal[crops == name] = seasons.transpose("sample", "month", "band").values
-    for name, level in LAND_COVER.items():
-        where = np.flatnonzero(covers == name)
+    fields = (objects.crop != "").to_numpy()
+    crops, centres = objects.crop[fields].to_numpy(dtype=str), objects.centroid[fields]
+    normals = {level: rng.normal(size=(len(crops), size)) for level in ("parcel", "field")}
+    for level, wavelength in WAVELENGTHS.items():
+        normals[level] = np.stack([_waves(rng, wavelength)(centres) for _ in range(size)], axis=-1)
+    normals["region_crop"] = np.zeros_like(normals["parcel"])
+    for name in profiles["crop"].values:
+        mine = crops == name
+        normals["region_crop"][mine] = rng.normal(size=size)
+        own = [_waves(rng, WAVELENGTHS["county_crop"])(centres[mine]) for _ in range(size)]
+        normals["county_crop"][mine] = np.stack(own, axis=-1)
+    seasons = crop_profiles.signals(profiles, crops, normals).sel(band=list(BANDS))
+    signal[1:][fields] = seasons.values
+    for cover, level in LAND_COVER.items():
+        where = np.flatnonzero(covers == cover)
         spread = rng.normal(size=(len(where), 1, len(BANDS)))
         decibel = [band.endswith("_db") for band in BANDS]
-        signal[where] = level + spread * np.where(decibel, 0.7, 0.1 * np.array(level))
+        signal[where] = np.array(level) + spread * np.where(decibel, 0.7, 0.1 * np.array(level))
     shift = rng.normal(0, SOWING_SHIFT_DAYS, len(covers))
     rho = CORRELATION * np.exp(2j * np.pi * rng.random(len(covers)))
     return months, signal, shift, rho.astype("complex64")
@@ -327,17 +344,47 @@ def _on_date(scene: Scene, time: pd.Timestamp) -> np.ndarray:
     return (1 - weight) * scene.signal[every, before] + weight * scene.signal[every, before + 1]
 
 
-def _write_radar(folder: Path, time: pd.Timestamp, track: str, scene: Scene) -> None:
-    """One acquisition: circular Gaussian VV and VH with each pixel's covariance, 10 m in y and 2.5 m in x."""
+def _texture_on(scene: Scene, time: pd.Timestamp, bands: slice) -> np.ndarray:
+    """Deviation of each pixel from its field on a date (band, y, x)."""
+    weights = crop_profiles.between_months([time], scene.months)[0]
+    near = np.flatnonzero(weights)
+    return np.tensordot(weights[near].astype("float32"), scene.texture[near, bands], axes=1)
+
+
+def _within_fields(shape: Sequence[int], months: int, rng: np.random.Generator) -> np.ndarray:
+    """`texture` of `Scene`: what is constant over the season, and what changes from month to month."""
+    texture = np.empty((months, len(BANDS), *shape), "float32")
+    for i, (band, smooth) in enumerate(zip(BANDS, SMOOTH, strict=True)):
+        constant, changing = crop_profiles.WITHIN_FIELD[band]
+        fixed = constant * _texture(shape, rng, 1, smooth)[0]
+        for month in range(months):
+            texture[month, i] = fixed + changing * _texture(shape, rng, 1, smooth)[0]
+    return texture
+
+
+def _write_radar(folder: Path, time: pd.Timestamp, track: str, scene: Scene, covariance: bool = False) -> None:
+    """One acquisition: circular Gaussian VV and VH with each pixel's covariance, 10 m in y and 2.5 m in x.
+
+    With `covariance` the mean of their four looks at 10 m in its place.
+    """
     rng = np.random.default_rng([scene.seed, 1, int(f"{time:%Y%m%d}")])
     sigma0 = 10 ** (_on_date(scene, time)[:, :2] / 10)
-    gain = np.repeat(10 ** (TEXTURE_DB * scene.texture[0] / 10), FINE, axis=1)
-    vv, vh = (gain * _coarsen(sigma0[:, i][scene.ids], FINE, 1) for i in range(2))
+    gain = np.repeat(10 ** (_texture_on(scene, time, slice(0, 2)) / 10), FINE, axis=2)
+    vv, vh = (gain[i] * _coarsen(sigma0[:, i][scene.ids], FINE, 1) for i in range(2))
     first, second = (_circular_gaussian(vv.shape, rng) for _ in range(2))
     rho = scene.rho[scene.ids[FINE // 2 :: FINE]]
     # <VV conj(VH)> = rho sqrt(<|VV|^2> <|VH|^2>).
     other = np.conj(rho) * first + np.sqrt(1 - abs(rho) ** 2) * second
-    for name, values in {"VV": np.sqrt(vv) * first, "VH": np.sqrt(vh) * other}.items():
+    images = {"VV": np.sqrt(vv) * first, "VH": np.sqrt(vh) * other}
+    if covariance:
+        one, two = images.values()
+        cross = one * two.conj()
+        looks = zip(polarimetry.C2, (abs(one) ** 2, abs(two) ** 2, cross.real, cross.imag), strict=True)
+        planes = {name: _coarsen(plane, 1, FINE).astype("float32") for name, plane in looks}
+        path = rasters.radar_path(folder, time, "C2")
+        rasters.write(path, planes, scene.grid, "float32", np.nan, orbit_track=track)
+        return
+    for name, values in images.items():
         number = (CALIBRATION * values).view("float32").clip(-32767, 32767).view("complex64")
         tags = {"calibration": CALIBRATION, "orbit_track": track, "polarisation": name}
         path = rasters.radar_path(folder, time, name)
@@ -346,14 +393,15 @@ def _write_radar(folder: Path, time: pd.Timestamp, track: str, scene: Scene) -> 
 
 def _write_optical(folder: Path, date: str, cover: float, scene: Scene) -> None:
     """One optical scene: three bands under clouds and their shadows, and a perfect scene classification."""
-    time, texture = pd.Timestamp(date), scene.texture[1]
+    time = pd.Timestamp(date)
+    texture = np.exp(_texture_on(scene, time, slice(2, None)))
     rng = np.random.default_rng([scene.seed, 2, int(f"{time:%Y%m%d}")])
-    cloud, shadow = _clouds(texture.shape, cover, rng)
+    cloud, shadow = _clouds(texture.shape[1:], cover, rng)
     bands = []
-    for column in _on_date(scene, time)[:, 2:].T:
-        ground = _coarsen(column[scene.ids], FINE) * (1 + TEXTURE_OPTICAL * texture) * (1 - 0.5 * shadow)
+    for column, factor in zip(_on_date(scene, time)[:, 2:].T, texture, strict=True):
+        ground = _coarsen(column[scene.ids], FINE) * factor * (1 - 0.5 * shadow)
         seen = 0.55 * cloud + (1 - cloud) * ground
-        bands.append(seen + rng.normal(0, NOISE_OPTICAL, texture.shape))
+        bands.append(seen + rng.normal(0, NOISE_OPTICAL, cloud.shape))
     red, nir, swir, covered, shaded = (_coarsen(plane, 2) for plane in (*bands, cloud, shadow))
     conditions = [covered > 0.6, covered > 0, shaded > 0, nir < 0.08, nir > 2.3 * red]
     classes = np.select(conditions, [9, 8, 3, 6, 4], 5).astype("uint8")  # 5 bare, 4 vegetation, 6 water
@@ -361,7 +409,7 @@ def _write_optical(folder: Path, date: str, cover: float, scene: Scene) -> None:
     rasters.write_optical(folder, time, planes, scene.grid)
 
 
-def _clouds(shape, cover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _clouds(shape: Sequence[int], cover: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Opacity of the clouds (0-1) and their shadows (0 or 1), each (y, x) at 10 m; `cover` is exact."""
     field = _texture(shape, rng, 1, smooth=min(shape) / 15)[0]
     threshold = np.quantile(field, 1 - cover)
@@ -371,19 +419,19 @@ def _clouds(shape, cover: float, rng: np.random.Generator) -> tuple[np.ndarray, 
     return cloud, (shadow & (cloud == 0)).astype(float)
 
 
-def _texture(shape, rng: np.random.Generator, count: int, smooth: float = 4.0) -> np.ndarray:
+def _texture(shape: Sequence[int], rng: np.random.Generator, count: int, smooth: float = 4.0) -> np.ndarray:
     """Smooth Gaussian random fields (count, y, x) of unit variance; `smooth` in pixels."""
     fields = np.stack([gaussian_filter(rng.normal(size=shape), smooth) for _ in range(count)])
     return ((fields - fields.mean((1, 2), keepdims=True)) / fields.std((1, 2), keepdims=True)).astype("float32")
 
 
-def _circular_gaussian(shape, rng: np.random.Generator) -> np.ndarray:
+def _circular_gaussian(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """Complex numbers of unit power: one look of fully developed speckle."""
     parts = rng.standard_normal((*shape, 2), dtype="float32") * np.float32(np.sqrt(0.5))
     return parts.view("complex64")[..., 0]
 
 
-def _rasterise(shapes, bounds) -> np.ndarray:
+def _rasterise(shapes: gpd.GeoSeries, bounds: Sequence[float]) -> np.ndarray:
     """Object numbers (y, x) on the 2.5 m grid, from 1 on; 0 where no object lies."""
     left, bottom, right, top = bounds
     step = PIXEL / FINE

@@ -105,7 +105,7 @@ def test_planted_backscatter_of_a_homogeneous_field_is_recovered(tmp_path):
     planted = np.float32([-10, -17, 0.1, 0.3, 0.2])
     scene = twin.Scene(
         ids=np.zeros((480, 480), "int32"),
-        texture=np.zeros((2, 120, 120), "float32"),
+        texture=np.zeros((7, 5, 120, 120), "float32"),
         months=np.arange(4.0, 11),
         signal=np.broadcast_to(planted, (1, 7, 5)),
         shift=np.zeros(1),

@@ -17,6 +17,7 @@ def table(months=range(1, 13), **changes):
             # stored in UTC for midnight in central Europe: the evening before the first of the month
             "timestamp": pd.Timestamp(2017, month, 1) - pd.Timedelta(hours=2 if 4 <= month <= 10 else 1),
             "h3_l3_cell": "83" + name,
+            "h3_l5_cell": "85" + name,
             "h3_l8_cell": "88" + name,
             "LANDCOVER_LABEL": 11,
             "CROPTYPE_LABEL": code,

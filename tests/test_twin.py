@@ -9,24 +9,37 @@ import rasterio
 import xarray as xr
 from shapely.geometry import box
 
-from cropnb import twin
+from cropnb import acquisitions, cube, profiles, twin
 
 MONTHS = np.arange(4, 11)
 TRACKS = {"A": ("2017-05-05T21:42", 2), "B": ("2017-05-10T21:50", 1)}
 CLOUD = {"2017-06-10": 0.02, "2017-06-30": 0.7}
 
 
-def draw(profiles, crop, n, rng):
-    """Seasons that rise by 1 dB a month, VH 7 dB under VV; every crop alike."""
-    vv = np.broadcast_to(-14.0 + MONTHS - 4, (n, 7))
-    planes = [vv, vv - 7, *(np.full((n, 7), value) for value in (0.08, 0.3, 0.2))]
-    coords = {"month": MONTHS, "band": list(twin.BANDS)}
-    return xr.DataArray(np.stack(planes, -1), coords, ("sample", "month", "band"))
+def made_up():
+    """Seasons that rise by 1 dB a month, VH 7 dB under VV; every crop and parcel alike."""
+    vv = -14.0 + MONTHS - 4
+    planes = [vv, vv - 7, *(np.full(7, np.log(value)) for value in (0.08, 0.3, 0.2))]
+    crops, levels = list(twin.CROP_SHARES), [*profiles.LEVELS]
+    mean = np.broadcast_to(np.stack(planes, -1).ravel(), (len(crops), 35))
+    return xr.Dataset(
+        {
+            "mean": (("crop", "feature"), mean),
+            "covariance": (("crop", "feature", "feature_"), np.zeros((len(crops), 35, 35)) + 1e-12 * np.eye(35)),
+            "share": (("level", "band_of", "band_to"), np.ones((len(levels), 5, 5))),
+        },
+        {
+            "crop": crops,
+            "level": levels,
+            "month": ("feature", np.repeat(MONTHS, 5)),
+            "band": ("feature", np.tile(twin.BANDS, 7)),
+        },
+    )
 
 
 @pytest.fixture
 def made_up_profiles(monkeypatch):
-    monkeypatch.setattr(twin, "crop_profiles", SimpleNamespace(load=xr.Dataset, draw=draw))
+    monkeypatch.setattr(profiles, "load", made_up)
 
 
 @pytest.fixture
@@ -127,7 +140,7 @@ def test_planted_backscatter_and_correlation_are_in_the_slc(tmp_path):
     signal = np.broadcast_to(np.float32([-10, -17, 0.1, 0.3, 0.2]), (1, 7, 5))
     scene = twin.Scene(
         ids=np.zeros((400, 400), "int32"),
-        texture=np.zeros((2, 100, 100), "float32"),
+        texture=np.zeros((7, 5, 100, 100), "float32"),
         months=MONTHS.astype(float),
         signal=signal,
         shift=np.zeros(1),
@@ -145,6 +158,41 @@ def test_planted_backscatter_and_correlation_are_in_the_slc(tmp_path):
     # The correlation of VV and VH, standard error 0.005.
     rho = np.mean(vv * vh.conj()) / np.sqrt(np.mean(abs(vv) ** 2) * np.mean(abs(vh) ** 2))
     assert rho == pytest.approx(0.3j, abs=0.02)
+
+
+def test_the_covariance_is_that_of_the_single_look_images(region, tmp_path):
+    """The same four looks: equal but for the rounding of the images to whole numbers."""
+    looks = write(tmp_path / "looks", covariance=True)
+    one, other = (acquisitions.find(folder).query("sensor == 'sar'").files.iloc[0] for folder in (region, looks))
+    assert list(other) == ["c2"]
+    window = slice(0, 80), slice(0, 80)
+    images = cube.c2_from_slc(one, *window)
+    with rasterio.open(other["c2"]) as file:
+        for name, plane in zip(file.descriptions, file.read(), strict=True):
+            np.testing.assert_allclose(plane, images[name], atol=2e-3 * float(images["c11"].mean()))
+
+
+def test_pixels_of_a_field_differ_as_asked(made_up_profiles):
+    texture = twin._within_fields((200, 200), 7, np.random.default_rng(0))
+    for i, band in enumerate(twin.BANDS):
+        constant, changing = profiles.WITHIN_FIELD[band]
+        assert texture[:, i].std() == pytest.approx(np.hypot(constant, changing), rel=0.03)
+        assert texture[:, i].mean(axis=0).std() == pytest.approx(np.hypot(constant, changing / np.sqrt(7)), rel=0.05)
+
+
+def test_neighbours_share_what_lies_around_them():
+    """Fields within 500 m look more alike than fields over 2 km apart, whatever grows on them."""
+    rng = np.random.default_rng(0)
+    objects = twin.layout((0, 0, 6000, 6000), rng)
+    objects["crop"] = np.where(objects.cover == "field", "soybean", "")
+    months, signal, _, _ = twin._seasons(objects, profiles.load(), rng)
+    fields = np.flatnonzero(objects.cover == "field")
+    red = np.log(signal[1 + fields, 3, 2])
+    x, y = objects.centroid.x[fields].to_numpy(), objects.centroid.y[fields].to_numpy()
+    apart = np.hypot(np.subtract.outer(x, x), np.subtract.outer(y, y))
+    squared = np.subtract.outer(red, red) ** 2
+    assert months.tolist() == MONTHS.tolist()
+    assert squared[(apart > 0) & (apart < 500)].mean() < 0.85 * squared[apart > 2000].mean()
 
 
 def test_seasons_follow_the_months_and_the_sowing_date():
@@ -197,8 +245,8 @@ def test_bad_parameters(tmp_path, made_up_profiles, change, message):
 
 def test_missing_profiles_say_so(tmp_path, monkeypatch):
     missing = tmp_path / "crop_profiles.nc"
-    load = twin.crop_profiles.load
-    monkeypatch.setattr(twin.crop_profiles, "load", lambda: load(missing))
+    load = profiles.load
+    monkeypatch.setattr(profiles, "load", lambda: load(missing))
     with pytest.raises(FileNotFoundError, match=r"crop_profiles\.nc is missing"):
         write(tmp_path / "region")
 
