@@ -7,10 +7,12 @@ not. Contrasts of one family get simultaneous intervals by the distribution of t
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
+import xarray as xr
+from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.optimize import brentq
 from scipy.stats import nct
 from scipy.stats import t as student
@@ -19,6 +21,36 @@ LEVEL = 0.95
 SUPPORTS, EXCLUDES = "supports", "excludes the paper's difference"
 EQUIVALENT, OPEN = "equivalent within the margin", "cannot be told"
 CELL = ["model", "features", "augmentation"]
+SETS = {"train": 0.5, "validation": 0.15, "test": 0.35}  # of the blocks
+
+
+def units(
+    reference: xr.Dataset, complete: np.ndarray, pixels: Mapping[str, int], seed: int, patch: int = 11
+) -> pd.DataFrame:
+    """Pixels of parcels, the units of a replicate: ``row, col, parcel_id, block, crop, set`` and ``pick``.
+
+    Blocks of `reference` (`cropnb.split.reference`) are dealt to `SETS`; each parcel gives up to ``pixels[set]``
+    pixels, numbered by ``pick``, whose patch is `complete (y, x)` and meets no parcel of another set: the
+    first pick of all parcels is one pixel a parcel, the second other pixels of the same parcels.
+    """
+    rng = np.random.default_rng(seed)
+    block, parcel = reference["block"].values, reference["parcel"].values
+    names = rng.permutation(np.unique(block[parcel > 0]))
+    ends = np.round(np.cumsum([0, *SETS.values()]) * len(names)).astype(int)
+    number = np.zeros(block.shape, np.uint8)
+    for i, (start, end) in enumerate(pairwise(ends), 1):
+        number[np.isin(block, names[start:end]) & (parcel > 0)] = i
+    lowest = minimum_filter(np.where(number, number, 255), patch)
+    free = (number > 0) & minimum_filter(complete, patch) & (lowest == maximum_filter(number, patch))
+    half = patch // 2
+    free[:half] = free[-half:] = free[:, :half] = free[:, -half:] = False
+    row, col = np.nonzero(free)
+    table = pd.DataFrame({"row": row, "col": col, "parcel_id": parcel[free], "block": block[free]})
+    table["crop"] = np.array(reference.attrs["classes"])[reference["crop"].values[free]]
+    table["set"] = np.array(["", *SETS])[number[free]]
+    table = table.iloc[rng.permutation(len(table))]
+    table["pick"] = table.groupby("parcel_id").cumcount()
+    return table[table["pick"] < table["set"].map(pixels)].reset_index(drop=True)
 
 
 def contrasts(table: pd.DataFrame, weights: Mapping[str, Mapping[tuple, float]], measure: str) -> pd.DataFrame:
