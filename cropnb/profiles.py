@@ -282,7 +282,7 @@ def ceiling(
             right.append([np.mean(p == label[parcels:]) for p in (score.argmax(-1)[parcels:], linear)])
         half = student.ppf(0.975, counties - 1) * np.std(right, axis=0, ddof=1) / np.sqrt(counties)
         for kind, mean, h in zip(("likelihood", "discriminant"), np.mean(right, axis=0), half, strict=True):
-            rows.append((name, kind, mean, mean - h, mean + h))
+            rows.append((name, kind, mean, max(mean - h, 0.0), min(mean + h, 1.0)))
     return pd.DataFrame(rows, columns=["scenario", "kind", "estimate", "low", "high"])
 
 
