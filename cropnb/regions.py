@@ -99,6 +99,11 @@ def check(region: Region) -> None:
     Raises DataUnavailable, FileNotFoundError or ValueError, in a sentence with the remedy.
     """
     if isinstance(region, Measured):
+        if lacking := set(region.features.split("+")) & set(region.without()):
+            raise ValueError(
+                f"The radar rasters in {region.folder()} give no {' and '.join(sorted(lacking))}, which the key "
+                f"features ({region.features}) asks for: choose others."
+            )
         grid, fields, _ = _labels(region)
         split.require_blocks(parcels.rasterise(fields, grid, region.labels.classes), fields, region.block_size)
 

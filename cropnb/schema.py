@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import geopandas as gpd
 import numpy as np
+import rasterio
 import yaml
 from odc.geo.geobox import GeoBox
 from pydantic import (
@@ -171,7 +172,7 @@ class Measured(_Region):
 
     def most_dates(self) -> float:
         """Dates that the features can have, by the region's file and the names of its products; inf where unknown."""
-        named = [re.match(r"(S[12]).*?_(\d{8})T.*\.(SAFE|zip)$", path.name) for path in self.folder().rglob("S[12]*")]
+        named = [re.match(r"(S[12]).*?_(\d{8})T.*\.(SAFE|zip|tif)$", path.name) for path in self.folder().rglob("S[12]*")]
         days = {
             (name[1], name[2])
             for name in named
@@ -186,6 +187,10 @@ class Measured(_Region):
 
     def without(self) -> list[str]:
         radar = [] if self.sentinel1 else ["backscatter", "m-chi"]
+        if self.sentinel1 and (made := next(self.folder().rglob("S1_*_FEATURES.tif"), None)):  # by another tool
+            with rasterio.open(made) as file:
+                given = {"backscatter": {"vv_db", "vh_db"}, "m-chi": {"ps", "pd", "pv"}}
+                radar = [name for name, bands in given.items() if not bands <= set(file.descriptions)]
         return ["twin", *radar, *([] if self.sentinel2 else ["optical"])]
 
     def place(self, name: str) -> Path:

@@ -115,6 +115,11 @@ def served(server, tmp_path):
 # The manifest
 
 
+def test_the_page_of_data_says_what_each_dataset_is_good_for():
+    page = (ROOT / "book" / "data.md").read_text()
+    assert [name for name in load_manifest(MANIFEST).datasets if f"- **`{name}`**" not in page] == []
+
+
 def test_manifest_gives_addresses(tmp_path):
     dataset = load_manifest(write(tmp_path, entry())).datasets["parcels"]
     assert dataset.address(dataset.files[0]) == "https://example.org/data/fields/a.csv"
@@ -526,7 +531,7 @@ def test_the_manifest_of_the_book_says_what_the_sources_say():
     assert ours.items() <= theirs.items()
     assert {name for name in theirs if not name.startswith("beziers")} <= set(ours)  # of Beziers the bands in use
     for name, dataset in manifest.datasets.items():
-        assert sources[name]["repository"] in dataset.citation
+        assert sources[name]["repository"].split()[0] in dataset.citation
         assert f"commit {sources[name]['commit'][:7]}" in dataset.citation
 
 

@@ -130,6 +130,27 @@ def test_products_and_elevation_are_asked_for(tmp_path):
     assert not (tmp_path / "region").exists()
 
 
+def test_labels_blocks_and_features_are_looked_at_before_any_product(tmp_path):
+    made = tmp_path / "made"
+    labels = {"file": str(tmp_path / "labels.gpkg"), "classes": ["maize", "wheat"]}
+    options = {"labels": labels, "products": str(made), "features": "optical+backscatter"}
+    with pytest.raises(FileNotFoundError, match="labels.gpkg does not exist"):
+        regions.check(regions.read(written(tmp_path, **options)))
+    squares = gpd.GeoSeries([box(3.02 + i / 200, 50.82, 3.022 + i / 200, 50.822) for i in range(12)], crs=4326)
+    gpd.GeoDataFrame({"crop": ["maize", "wheat"] * 6}, geometry=squares).to_file(tmp_path / "labels.gpkg")
+    with pytest.raises(ValueError, match=r"fewer than three blocks of 10000 m .* Set block_size to 2000 in"):
+        regions.check(regions.read(written(tmp_path, **options)))
+    regions.check(regions.read(written(tmp_path, **options, block_size=2000)))
+    regions.check(regions.read(written(tmp_path, **options, block_size=0)))
+    made.mkdir()
+    place = {"width": 2, "height": 2, "crs": "EPSG:32631", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
+    with rasterio.open(made / "S1_20180602T0500_FEATURES.tif", "w", count=2, dtype="float32", **place) as file:
+        file.descriptions = ("vv_db", "vh_db")
+    regions.check(regions.read(written(tmp_path, **options, block_size=0)))
+    with pytest.raises(ValueError, match=r"give no m-chi, which the key features .* asks for: choose others"):
+        regions.check(regions.read(written(tmp_path, **options | {"features": "optical+m-chi"})))
+
+
 def test_points_make_no_region_folder(tmp_path):
     with pytest.raises(ValueError, match="has points and no rasters"):
         regions.prepare(regions.read("params/regions/canada_2017.yaml"), tmp_path / "region")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_rasters import NAMES, save
 from test_sentinel_optical import METADATA, image
 
-from cropnb import cube, regions
+from cropnb import cube, rasters, regions
 from cropnb.sentinel import products
 from cropnb.sentinel.choice import choose, row
 
@@ -128,6 +128,29 @@ def test_a_folder_as_people_have_it(region, tmp_path):
     sar = cube.open_cube(cube.build(tmp_path / "made", tmp_path / "cube.zarr"), "sar")
     assert float(sar.vv_db.max()) == float(sar.vv_db.min()) == pytest.approx(-12)
     assert int(np.isnan(sar.vv_db).sum()) == 1
+
+
+def test_the_cross_ratio_follows_from_both_polarisations(region, tmp_path):
+    rules, grid, folder = region
+    folder.mkdir()
+    number = np.stack([np.full((40, 40), value, "int16") for value in (-1200, -1900)])
+    number[0, 0, 0] = -32768
+    save(folder / "S1_20180602T0500_FEATURES.tif", number, NAMES[:2], -32768, 0.01, grid=grid)
+    products.bring(rules, grid, tmp_path / "made")
+    planes = rasters.read(next(tmp_path.glob("made/sar/*.tif")))
+    assert list(planes) == ["vv_db", "vh_db", "cross_ratio_db"]
+    assert np.nanmin(planes["cross_ratio_db"]) == pytest.approx(-7) == np.nanmax(planes["cross_ratio_db"])
+    assert np.isnan(planes["cross_ratio_db"]).sum() == 1
+    assert rules.without() == ["twin", "m-chi"]
+    assert rules.most_dates() == np.inf  # of optical, none of which is there yet
+    assert rules.model_copy(update={"features": "backscatter"}).most_dates() == 1
+
+
+def test_products_smaller_than_the_region_are_told_to_be(region, tmp_path):
+    rules, grid, folder = region
+    product(folder, "20180601")
+    with pytest.raises(ValueError, match=r"1 cover less than 99% .* or draw the bounds inside what they cover"):
+        products.bring(rules, grid.pad(5), tmp_path / "made")
 
 
 def test_a_folder_with_nothing_to_use_says_why(region, tmp_path):

@@ -79,8 +79,9 @@ def refuse(rows: Sequence[dict], what: str, season: Sequence) -> None:
     """Raise ValueError: nothing can be used, and why."""
     counted = Counter(each["why"] for each in rows)
     why = ", ".join(f"{count} {reason}" for reason, count in sorted(counted.items())) or "it lists none"
+    smaller = ", or draw the bounds inside what they cover" if "cover less" in why else ""
     first, last = (f"{pd.Timestamp(day):%Y-%m-%d}" for day in season)
-    raise ValueError(f"{what} from {first} to {last} ({why}): widen the season or the rules of selection.")
+    raise ValueError(f"{what} from {first} to {last} ({why}): widen the season or the rules of selection{smaller}.")
 
 
 def _data(each: dict) -> tuple[pd.Timestamp, tuple[str, ...]]:

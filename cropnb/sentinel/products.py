@@ -178,5 +178,7 @@ def _place(paths: Sequence[Path], grid: GeoBox, folder: Path) -> None:
         names, track = file.descriptions, file.tags().get("orbit_track", "")
     _, time, kind = paths[0].stem.split("_")
     bands = dict(zip(names, planes, strict=True))
+    if {"vv_db", "vh_db"} <= set(bands):
+        bands.setdefault("cross_ratio_db", bands["vh_db"] - bands["vv_db"])
     path = rasters.radar_path(folder, pd.Timestamp(time), kind)
     rasters.write(path, bands, grid, "float32", np.nan, orbit_track=track)
