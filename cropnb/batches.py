@@ -61,8 +61,8 @@ class PatchDataset(_Epochs):
         Samples in a batch, and what decides their order.
     shuffle
         Take another order every epoch; training set only.
-    workers, max_queue_size
-        Threads that gather ahead of the network, and the batches that may wait.
+    workers
+        Threads that gather ahead of the network.
 
     Attributes
     ----------
@@ -91,9 +91,8 @@ class PatchDataset(_Epochs):
         seed: int = 0,
         shuffle: bool = False,
         workers: int = 1,
-        max_queue_size: int = 10,
     ) -> None:
-        super().__init__(workers=workers, max_queue_size=max_queue_size)
+        super().__init__(workers=workers)
         sets = ", ".join(sorted(set(table["set"])))
         if shuffle and sets != "train":
             raise ValueError(f"Only training samples are shuffled, these are of the set {sets}.")
@@ -132,20 +131,20 @@ class AugmentedDataset(_Epochs):
     ----------
     dataset
         The training set.
-    method, seed, alpha
+    method, seed
         As in `augment`.
     """
 
-    def __init__(self, dataset: PatchDataset, method: str, *, seed: int, alpha: float = 1.0) -> None:
-        super().__init__(workers=dataset.workers, max_queue_size=dataset.max_queue_size)
-        self.dataset, self.method, self.seed, self.alpha = dataset, method, seed, alpha
+    def __init__(self, dataset: PatchDataset, method: str, *, seed: int) -> None:
+        super().__init__(workers=dataset.workers)
+        self.dataset, self.method, self.seed = dataset, method, seed
         self.batch_size = dataset.batch_size
         self._begin(0)
 
     def _columns(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         if self.method == "oversampling":
             return augmentation.oversample(self.dataset.labels, rng)
-        return augmentation.mix_pairs(self.dataset.labels, rng, self.alpha)
+        return augmentation.mix_pairs(self.dataset.labels, rng)
 
     def _batch(self, rng: np.random.Generator, *columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         patches, labels = self.dataset.at(columns[0])
@@ -161,9 +160,7 @@ class AugmentedDataset(_Epochs):
         return share * patches + (1 - share) * others, labels
 
 
-def augment(
-    method: str, dataset: PatchDataset, *, seed: int, alpha: float = 1.0, beta: float | None = None
-) -> tuple[_Epochs, np.ndarray | None]:
+def augment(method: str, dataset: PatchDataset, *, seed: int) -> tuple[_Epochs, np.ndarray | None]:
     """The training data and the class weights of one treatment of imbalance, as `training.train` takes them.
 
     Parameters
@@ -174,8 +171,6 @@ def augment(
         The training set.
     seed
         Of repeats, rotations and mixtures, which change every epoch.
-    alpha, beta
-        As in `augmentation.mix_pairs` and `augmentation.class_weights`.
 
     Returns
     -------
@@ -195,8 +190,8 @@ def augment(
         raise ValueError(f"Only training samples are augmented, these are of {sorted(sets)}.")
     if method == "balanced-loss":
         counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
-        return dataset, augmentation.class_weights(counts, beta)
-    return AugmentedDataset(dataset, method, seed=seed, alpha=alpha), None
+        return dataset, augmentation.class_weights(counts)
+    return AugmentedDataset(dataset, method, seed=seed), None
 
 
 def load(
