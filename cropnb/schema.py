@@ -172,7 +172,8 @@ class Measured(_Region):
 
     def most_dates(self) -> float:
         """Dates that the features can have, by the region's file and the names of its products; inf where unknown."""
-        named = [re.match(r"(S[12]).*?_(\d{8})T.*\.(SAFE|zip|tif)$", path.name) for path in self.folder().rglob("S[12]*")]
+        name_of = re.compile(r"(S[12]).*?_(\d{8})T.*\.(SAFE|zip|tif)$")
+        named = [name_of.match(path.name) for path in self.folder().rglob("S[12]*")]
         days = {
             (name[1], name[2])
             for name in named

@@ -134,7 +134,7 @@ def test_labels_blocks_and_features_are_looked_at_before_any_product(tmp_path):
     made = tmp_path / "made"
     labels = {"file": str(tmp_path / "labels.gpkg"), "classes": ["maize", "wheat"]}
     options = {"labels": labels, "products": str(made), "features": "optical+backscatter"}
-    with pytest.raises(FileNotFoundError, match="labels.gpkg does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"labels.gpkg does not exist"):
         regions.check(regions.read(written(tmp_path, **options)))
     squares = gpd.GeoSeries([box(3.02 + i / 200, 50.82, 3.022 + i / 200, 50.822) for i in range(12)], crs=4326)
     gpd.GeoDataFrame({"crop": ["maize", "wheat"] * 6}, geometry=squares).to_file(tmp_path / "labels.gpkg")
