@@ -248,7 +248,7 @@ def _check_polygons(geometry: gpd.GeoSeries, path: Path) -> None:
     kinds = geometry.geom_type.value_counts()
     if not set(kinds.index) & {"Polygon", "MultiPolygon", "GeometryCollection"}:
         found = ", ".join(f"{n} of type {kind}" for kind, n in kinds.items()) or "none with a geometry"
-        raise ValueError(f"{path} holds {found} and no polygon: parcels are areas, no points or lines.")
+        raise ValueError(f"{path} holds {found} and no polygon: draw an outline around each parcel.")
 
 
 def _check_shift(frame: gpd.GeoDataFrame, crs: CRS, path: Path) -> None:

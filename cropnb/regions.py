@@ -93,8 +93,10 @@ def _from_patches(region: Patches, folder: Path) -> dict:
     return describe(fields, list(region.labels), grid) | {"max_cloud": 1.01}  # the clearest, however cloudy
 
 
-def check(region: Region) -> None:
-    """Look at what can be known in seconds, before hours of products: place, labels, their classes and blocks.
+def check(region: Region, patch: int = 21, seed: int = 2017) -> None:
+    """Look at what can be known in seconds, before hours of products: place, labels, their classes, blocks and split.
+
+    patch (side in pixels of the largest) and seed are those of the later split.
 
     Raises DataUnavailable, FileNotFoundError or ValueError, in a sentence with the remedy.
     """
@@ -105,7 +107,8 @@ def check(region: Region) -> None:
                 f"features ({region.features}) asks for: choose others."
             )
         grid, fields, _ = _labels(region)
-        split.require_blocks(parcels.rasterise(fields, grid, region.labels.classes), fields, region.block_size)
+        labels = parcels.rasterise(fields, grid, region.labels.classes)
+        split.require_split(labels, fields, region.block_size, patch, seed)
 
 
 def _labels(region: Measured) -> tuple[GeoBox, gpd.GeoDataFrame, parcels.Report]:

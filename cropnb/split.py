@@ -83,6 +83,26 @@ def require_blocks(labels: xr.Dataset, parcels: gpd.GeoDataFrame, block_size: fl
         )
 
 
+def require_split(labels: xr.Dataset, parcels: gpd.GeoDataFrame, block_size: float, patch: int, seed: int) -> None:
+    """Raise ValueError, with the block size (m) that would do, where no split can be had even without clouds.
+
+    patch: side in pixels of the largest patch; where every parcel is a block of its own it is 11 at most.
+    """
+
+    def fault(size: float) -> str:
+        try:
+            split(labels, parcels, block_size=size, patch=patch if size else min(patch, 11), seed=seed)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    require_blocks(labels, parcels, block_size)
+    if why := fault(block_size):
+        fits = next((size for size in (*SIZES, 0) if not fault(size)), None)
+        remedy = "No other block size would do" if fits is None else f"Set block_size to {fits} in the region's file"
+        raise ValueError(f"{why}. {remedy}.")
+
+
 def split(
     labels: xr.Dataset,
     parcels: gpd.GeoDataFrame,

@@ -142,6 +142,8 @@ def test_labels_blocks_and_features_are_looked_at_before_any_product(tmp_path):
         regions.check(regions.read(written(tmp_path, **options)))
     regions.check(regions.read(written(tmp_path, **options, block_size=2000)))
     regions.check(regions.read(written(tmp_path, **options, block_size=0)))
+    with pytest.raises(ValueError, match=r"with blocks of 200 m .* Set block_size to \d+ in the region"):
+        regions.check(regions.read(written(tmp_path, **options, block_size=200)), patch=81)
     made.mkdir()
     place = {"width": 2, "height": 2, "crs": "EPSG:32631", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
     with rasterio.open(made / "S1_20180602T0500_FEATURES.tif", "w", count=2, dtype="float32", **place) as file:

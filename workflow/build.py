@@ -153,7 +153,10 @@ def main() -> int:
     arguments, configuration, build = arguments_of(parser)
     try:
         if arguments.region:  # what can be said at once is not said after hours
-            regions.check(schema.read(arguments.region))
+            profile = yaml.safe_load(configuration.read_text())
+            given = {"seed": profile["parameters"]["seed"]} | profile.get("chapters", {}).get("04_splitting", {})
+            rules = {name: given[name] for name in ("patch", "seed") if name in given}
+            regions.check(schema.read(arguments.region), **rules)
     except (OSError, ValueError, data.DataUnavailable) as error:
         print(error, file=sys.stderr)
         return 2
