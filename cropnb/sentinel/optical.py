@@ -90,7 +90,10 @@ def _scale(safe: Path) -> tuple[float, dict[str, float]]:
     # Physical bands are B4 where files say B04.
     bands = {e.get("physicalBand"): e.get("bandId") for e in root.iter("Spectral_Information")}
     named = [band for band in BANDS.values() if band != "SCL"]
-    offsets = {band: added[bands[band.replace("B0", "B")]] if added else 0.0 for band in named}
+    found = {band: added.get(bands.get(band.replace("B0", "B"))) if added else 0.0 for band in named}
+    offsets = {band: offset for band, offset in found.items() if offset is not None}
+    if lacking := [band for band in named if band not in offsets]:
+        raise ValueError(f"{safe / 'MTD_MSIL2A.xml'} does not say which offset is that of {lacking[0]}: {_AGAIN}.")
     scale = next((e.text for e in root.iter() if e.tag.endswith("BOA_QUANTIFICATION_VALUE")), "nan")  # pilot: L2A_BOA_
     return float(scale or "nan"), offsets
 
