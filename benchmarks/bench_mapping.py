@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from cropnb import acquisitions, mapping, models, runs
+from cropnb import acquisitions, mapping, models, project, runs
 
 CLASSES = ["maize", "soybean", "wheat", "other"]
 PATCH, PIXEL = 11, 10  # pixels, metres
@@ -98,7 +98,7 @@ def main():
     if options.child:
         print(json.dumps(measure(*json.loads(options.child))))
         return
-    print(f"{models.DISPLAY_NAMES[options.network]}, width {options.width}, {options.dates} dates, {runs.device()}")
+    print(f"{models.DISPLAY_NAMES[options.network]}, width {options.width}, {options.dates} dates, {project.device()}")
     with tempfile.TemporaryDirectory() as folder:
         run = write_run(Path(folder) / "runs", options)
         cubes = {side: Path(folder) / f"{side}.zarr" for side in options.sides}

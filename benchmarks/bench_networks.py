@@ -21,7 +21,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as cropnb does, which com
 import keras
 import numpy as np
 
-from cropnb import models, runs, training
+from cropnb import models, project, training
 from cropnb.models import conv3dstar, convstar
 
 
@@ -167,7 +167,7 @@ def main():
         serve(torch_steps(options.width, x, y))
         return
     training.prepare(0)
-    print(f"{runs.device()}, {keras.backend.backend()}, patches {x.shape}, width {options.width}")
+    print(f"{project.device()}, {keras.backend.backend()}, patches {x.shape}, width {options.width}")
     for name in (options.network,) if options.network else ("convstar", "conv3dstar"):
         print(models.DISPLAY_NAMES[name])
         contenders = {

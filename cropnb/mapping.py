@@ -177,7 +177,7 @@ def _fingerprint(run: runs.Run, cube_path: str | Path, cropland: str | Path | No
         digest.update(Path(path).read_bytes() if path else b"")
     described = [path for depth in ("", "*/", "*/*/") for path in sorted(Path(cube_path).glob(f"{depth}zarr.json"))]
     state = [(str(path.resolve()), path.read_text(), path.stat().st_mtime_ns) for path in described]
-    code = keras.__version__, keras.backend.backend(), runs.commit()
+    code = keras.__version__, keras.backend.backend(), project.commit()
     digest.update(json.dumps((run.record, run.scaler, state, code, options)).encode())
     return digest.hexdigest()[:16]
 

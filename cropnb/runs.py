@@ -1,17 +1,13 @@
 """Runs on disk: ``<runs>/<model>/<features>/<augmentation>/seed-<n>``, whole or not there at all."""
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from cropnb import files, models
+from cropnb import files, models, project
 
 if TYPE_CHECKING:  # Keras takes seconds, and who reads runs needs none of it
     import keras
@@ -78,10 +74,11 @@ def write(
     """
     cell = {"model": model, "features": features, "augmentation": augmentation, "seed": seed, "width": width}
     found = {"parameters": network.count_params(), "epochs": len(history), "seconds": round(seconds, 2)}
+    found["finished"] = pd.Timestamp.now("UTC").isoformat(timespec="seconds")
     path = directory(runs, model, features, augmentation, seed)
     with files.whole(path) as part:
         part.mkdir()
-        files.write_json(part / "run.json", cell | parameters | found | environment())
+        files.write_json(part / "run.json", cell | parameters | found | project.environment())
         files.write_json(part / "metrics.json", metrics)
         files.write_json(part / "scaler.json", scaler)
         history.to_csv(part / "history.csv")
@@ -173,45 +170,8 @@ def load_model(path: str | Path) -> "keras.Model":
     return _read(Path(path) / "model.keras", lambda file: keras.models.load_model(file, safe_mode=True))
 
 
-def environment() -> dict[str, Any]:
-    """Device, commit, versions and time of this process, for a run's record."""
-    import keras
-
-    packages = ("cropnb", "keras", keras.backend.backend(), "numpy")
-    return {
-        "device": device(),
-        "commit": commit(),
-        "finished": pd.Timestamp.now("UTC").isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-    }
-
-
-def device() -> str:
-    """The accelerators that Keras sees, else the processor, in words."""
-    from cropnb import training
-
-    count = len(training.list_gpus())
-    if count:
-        names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
-        return f"{count} x {names[0] if names else 'GPU'}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
-
-
-def commit() -> str:
-    """`git describe` of the working copy that this module lies in, "unknown" outside git."""
-    here = str(Path(__file__).parent)
-    return _output("git", "-C", here, "describe", "--always", "--dirty", "--tags") or "unknown"
-
-
 def _missing(path: Path) -> list[str]:
     return [name for name in FILES if not (path / name).is_file()]
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _read(file: Path, reader: Callable[[Path], Any]) -> Any:

@@ -54,7 +54,7 @@ def test_round_trip(tmp_path, content, network):
     assert record["parameters"] == network.count_params()
     assert record["seconds"] == 1.23
     assert record["commit"]
-    assert "CPU" in record["device"] or "x" in record["device"]
+    assert "cores" in record["device"] or "core," in record["device"]
     assert record["versions"]["keras"] == keras.__version__
 
 
@@ -145,8 +145,3 @@ def test_code_in_a_model_file_is_refused(tmp_path):
     keras.Model(inputs, keras.layers.Lambda(lambda v: v + 1)(inputs)).save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match="cannot be read"):
         runs.load_model(tmp_path)
-
-
-def test_outside_git_the_commit_is_unknown(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert runs.commit() == "unknown"

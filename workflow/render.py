@@ -69,6 +69,27 @@ def with_its_text(executed, source: Path):
     return notebook
 
 
+def with_one_set_up(notebook) -> None:
+    """Show parameters, the values given for them, and the cell of imports after them as one, "Set-up", collapsed."""
+    cells = notebook.cells
+    start = end = next((index for index, cell in enumerate(cells) if is_parameters(cell)), len(cells))
+    tags = set()
+    for cell in cells[start + 1 :]:
+        given = "injected-parameters" in cell.metadata.get("tags", ())
+        if not given and not {"hide-input", "remove-stderr"} & set(cell.metadata.get("tags", ())):
+            break
+        end += 1
+        cells[start].source += f"\n\n{cell.source}"
+        cells[start].outputs += cell.outputs
+        tags |= {tag for tag in cell.metadata["tags"] if tag.startswith("remove-")}
+        if not given:
+            break
+    if start < len(cells):
+        shown = {f"code_prompt_{word}": "Set-up" for word in ("show", "hide")}
+        cells[start].metadata |= {"tags": ["hide-input", *sorted(tags)], "mystnb": shown}
+    del cells[start + 1 : end + 1]
+
+
 def renamed(text: str, region: str) -> str:
     """A page's words about the twin, for a build of the region of that name."""
     text = re.sub(r"(the )?simulated twin\b", region, text)
@@ -260,6 +281,7 @@ def stage(build: Path, folder: Path) -> None:
         shutil.copy(build / "map/crop.tif", folder / "notebooks")
     for name, notebook in notebooks.items():
         without_loaders(notebook)
+        with_one_set_up(notebook)
         own_citations(notebook, name)
         if region and name not in SIGNALS:
             for_region(notebook, region)

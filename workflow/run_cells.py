@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from chapters import load
+from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from run_chapter import execute, explain, new_kernel, prepare_environment
@@ -34,8 +35,8 @@ def main(source: Path, marker: Path, cells: list[dict]) -> None:
         status = folder / f"{cell['name']}.json"
         if finished(status, cell):
             continue
-        if not kernel.is_alive():
-            kernel.start_kernel()
+        if not run_sync(kernel.is_alive)():
+            run_sync(kernel.start_kernel)()
         begin, reason = time.perf_counter(), ""
         try:
             output = folder / f"executed/{cell['name']}.ipynb"
@@ -44,14 +45,14 @@ def main(source: Path, marker: Path, cells: list[dict]) -> None:
             reason = explain(chapter.source, error)
         except DeadKernelError:
             reason = f"{chapter.source.name}: the process was killed, perhaps for want of memory"
-            kernel.shutdown_kernel(now=True)
+            run_sync(kernel.shutdown_kernel)(now=True)
         seconds = round(time.perf_counter() - begin, 1)
         known = {"cell": cell["name"], "network": chapter.network, "run": cell["run"], "code": cell["code"]}
         status.write_text(json.dumps(known | {"seconds": seconds, "failed": reason}))
         said = f"failed    {cell['name']}: {reason}" if reason else f"trained   {cell['name']} in {seconds:.0f} s"
         print(f"  {said}", flush=True)
-    if kernel.is_alive():
-        kernel.shutdown_kernel(now=True)
+    if run_sync(kernel.is_alive)():
+        run_sync(kernel.shutdown_kernel)(now=True)
     marker.touch()
 
 

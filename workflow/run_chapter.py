@@ -6,17 +6,15 @@ this machine and cannot be fetched becomes a page that says so.
 """
 
 import argparse
+import ast
 import json
 import os
-import platform
 import re
 import sqlite3
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import gettempdir
 from uuid import uuid4
@@ -24,33 +22,16 @@ from uuid import uuid4
 import nbformat
 import papermill
 from chapters import ROOT, ChapterError, check_parameters, defaults, load, notebook_of
-from jupyter_client import KernelManager
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_core.utils import run_sync
 from nbformat.sign import NotebookNotary
 from papermill.exceptions import PapermillExecutionError
 
-PACKAGES = ("cropnb", "keras", "tensorflow", "numpy", "scipy", "scikit-learn", "xarray", "dask")
+from cropnb import project
 
-
-def commit() -> str:
-    """The commit of the working tree, marked when something in it is not committed."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def device() -> str:
-    """The GPUs, or else the processor and the number of cores it lends."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
-        return "; ".join(re.findall(r"GPU \d+: (.*?) \(", listed))
-    except (OSError, subprocess.CalledProcessError):
-        pass
-    info = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{named.group(1).strip() if named else platform.machine()}, {cores} cores, no GPU"
+# The last cell of every execution: what a page says of its making is asked of the kernel that made it.
+ENVIRONMENT = "from cropnb import project\n\nproject.environment()"
 
 
 def without_results(notebook, title: str, sentence: str):
@@ -68,9 +49,15 @@ def explain(source: Path, error: PapermillExecutionError) -> str:
     return f"{source.name}, cell {error.exec_count}: {error.ename}: {message}"
 
 
-def new_kernel() -> KernelManager:
-    """A kernel to be started, over sockets in files: of two kernels that start at once, one may lose its TCP port."""
-    return KernelManager(kernel_name="python3", transport="ipc", ip=f"{gettempdir()}/cropnb-{uuid4().hex}")
+def new_kernel() -> AsyncKernelManager:
+    """A kernel to be started, of the Python that runs this, whatever kernels the user has installed.
+
+    It is asynchronous, so that its death is noticed. Its sockets are files: of two kernels that start at once, one may
+    lose its TCP port.
+    """
+    place = f"{gettempdir()}/cropnb-{uuid4().hex[:12]}"
+    files = {"transport": "ipc", "ip": place} if len(os.fsencode(place)) < 90 else {}  # a socket's name is short
+    return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), **files)
 
 
 def trust(notebook) -> None:
@@ -98,12 +85,14 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out:
     notebook = notebook_of(source, without)
     if kernel is not None:
         notebook.cells.insert(0, nbformat.v4.new_code_cell("get_ipython().reset()"))
+    notebook.cells.append(nbformat.v4.new_code_cell(ENVIRONMENT))
     nbformat.write(notebook, failed)
     own = kernel or new_kernel()
     missing, title = [left_out] * bool(left_out), "This chapter is left out for this region"
     try:
         if not missing:
             options = {"progress_bar": False, "cwd": ROOT, "kernel_name": "python3", "log_output": False, "km": own}
+            options["start_timeout"] = 600  # seconds: a cold home on a network
             papermill.execute_notebook(failed, failed, parameters, **options)
     except PapermillExecutionError as error:
         if error.ename != "DataUnavailable":
@@ -114,17 +103,18 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out:
         missing = [error.evalue.replace(f"{ROOT}/", ""), rest]
     finally:
         if kernel is None and own.has_kernel:
-            own.shutdown_kernel(now=True)
+            run_sync(own.shutdown_kernel)(now=True)
     notebook = nbformat.read(failed, as_version=4)
     if missing:
+        environment = project.environment()
         notebook = without_results(notebook_of(source, without), title, "\n\n".join(missing))
+    else:
+        environment = ast.literal_eval(notebook.cells.pop().outputs[-1].data["text/plain"])
     notebook.metadata.setdefault("cropnb", {})["run"] = {
         "parameters": defaults(source) | parameters,
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - begin, 1),
-        "device": device(),
-        "commit": commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        **environment,
         "missing": missing[:1],
         "without": list(without),
     }
