@@ -15,8 +15,7 @@ from pathlib import Path
 import chapters as book
 import yaml
 from build import arguments_of, make
-from papermill.exceptions import PapermillExecutionError
-from run_chapter import execute, explain, prepare_environment, typed
+from run_chapter import FAILURES, execute, explain, prepare_environment, typed
 
 COMPARABLE = {"features", "augmentation", "seed"}  # what tells the cells of one comparison apart
 
@@ -80,7 +79,7 @@ def main() -> int:
     print(f"  running   {chapter.name} with {', '.join(arguments.parameters) or 'the parameters of the profile'}")
     try:
         execute(chapter.source, output, given, without=profile.get("without", ()))
-    except PapermillExecutionError as error:
+    except FAILURES as error:
         print(f"  failed    {explain(chapter.source, error)}", file=sys.stderr)
         return 1
     print(f"  finished  {chapter.name} in {time.perf_counter() - begin:.0f} s")

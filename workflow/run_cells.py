@@ -13,8 +13,7 @@ from pathlib import Path
 from chapters import load
 from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
-from run_chapter import execute, explain, new_kernel, prepare_environment
+from run_chapter import FAILURES, execute, explain, new_kernel, prepare_environment
 
 
 def finished(status: Path, cell: dict) -> bool:
@@ -41,11 +40,10 @@ def main(source: Path, marker: Path, cells: list[dict]) -> None:
         try:
             output = folder / f"executed/{cell['name']}.ipynb"
             execute(chapter.source, output, cell["parameters"], kernel, without=("reader",))
-        except PapermillExecutionError as error:
+        except FAILURES as error:
             reason = explain(chapter.source, error)
-        except DeadKernelError:
-            reason = f"{chapter.source.name}: the process was killed, perhaps for want of memory"
-            run_sync(kernel.shutdown_kernel)(now=True)
+            if isinstance(error, DeadKernelError):
+                run_sync(kernel.shutdown_kernel)(now=True)
         seconds = round(time.perf_counter() - begin, 1)
         known = {"cell": cell["name"], "network": chapter.network, "run": cell["run"], "code": cell["code"]}
         status.write_text(json.dumps(known | {"seconds": seconds, "failed": reason}))

@@ -25,11 +25,13 @@ from chapters import ROOT, ChapterError, check_parameters, defaults, load, noteb
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.utils import run_sync
+from nbclient.exceptions import DeadKernelError
 from nbformat.sign import NotebookNotary
 from papermill.exceptions import PapermillExecutionError
 
 from cropnb import project
 
+FAILURES = (PapermillExecutionError, DeadKernelError)  # of a cell, of the whole process
 # The last cell of every execution: what a page says of its making is asked of the kernel that made it.
 ENVIRONMENT = "from cropnb import project\n\nproject.environment()"
 
@@ -43,8 +45,12 @@ def without_results(notebook, title: str, sentence: str):
     return notebook
 
 
-def explain(source: Path, error: PapermillExecutionError) -> str:
+def explain(source: Path, error: PapermillExecutionError | DeadKernelError) -> str:
     """Name notebook, cell and error in one line."""
+    if isinstance(error, DeadKernelError):
+        return (
+            f"{source.name}: its process was killed, most likely for want of memory; give it more, or smaller samples."
+        )
     message = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip() or "(no message)"
     return f"{source.name}, cell {error.exec_count}: {error.ename}: {message}"
 
@@ -101,6 +107,9 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out:
         title = "The data of this chapter is not on the machine that built this page"
         rest = "The rest of the book does not depend on it; see {doc}`../book/data`."
         missing = [error.evalue.replace(f"{ROOT}/", ""), rest]
+    except DeadKernelError as error:
+        reason.write_text(f"{explain(source, error)}\nThe notebook as far as it came: {failed}\n")
+        raise
     finally:
         if kernel is None and own.has_kernel:
             run_sync(own.shutdown_kernel)(now=True)
@@ -166,7 +175,7 @@ def main() -> int:
     except ChapterError as error:
         print(f"  refused   {error}", file=sys.stderr)
         return 2
-    except PapermillExecutionError as error:
+    except FAILURES as error:
         print(f"  failed    {explain(source, error)}", file=sys.stderr)
         return 1
     print(f"  finished  {source.stem} in {time.perf_counter() - begin:.0f} s", flush=True)
