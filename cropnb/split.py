@@ -91,10 +91,11 @@ def require_split(labels: xr.Dataset, parcels: gpd.GeoDataFrame, block_size: flo
 
     def fault(size: float) -> str:
         try:
-            split(labels, parcels, block_size=size, patch=patch if size else min(patch, 11), seed=seed)
+            found = split(labels, parcels, block_size=size, patch=patch if size else min(patch, 11), seed=seed)
         except ValueError as error:
             return str(error)
-        return ""
+        alone = found.loc[found["set"] == "test", "block"].nunique() < 2  # no interval can be had
+        return f"with blocks of {size:g} m a single one is left to test, and an accuracy needs two or more" * alone
 
     require_blocks(labels, parcels, block_size)
     if why := fault(block_size):

@@ -140,14 +140,20 @@ def test_labels_blocks_and_features_are_looked_at_before_any_product(tmp_path):
     gpd.GeoDataFrame({"crop": ["maize", "wheat"] * 6}, geometry=squares).to_file(tmp_path / "labels.gpkg")
     with pytest.raises(ValueError, match=r"fewer than three blocks of 10000 m .* Set block_size to 2000 in"):
         regions.check(regions.read(written(tmp_path, **options)))
-    regions.check(regions.read(written(tmp_path, **options, block_size=2000)))
+    regions.check(regions.read(written(tmp_path, **options, block_size=200)))
     regions.check(regions.read(written(tmp_path, **options, block_size=0)))
     with pytest.raises(ValueError, match=r"with blocks of 200 m .* Set block_size to \d+ in the region"):
         regions.check(regions.read(written(tmp_path, **options, block_size=200)), patch=81)
+    few = gpd.GeoSeries([box(3.02 + i / 30, 50.82, 3.022 + i / 30, 50.822) for i in range(3)], crs=4326)
+    pairs = gpd.GeoSeries([*few, *few.translate(0.0025)], crs=4326)
+    gpd.GeoDataFrame({"crop": ["maize"] * 3 + ["wheat"] * 3}, geometry=pairs).to_file(tmp_path / "labels.gpkg")
+    with pytest.raises(ValueError, match=r"blocks of 1000 m a single one is left to test, and an accuracy needs two"):
+        regions.check(regions.read(written(tmp_path, **options, block_size=1000)), patch=1)
     made.mkdir()
     place = {"width": 2, "height": 2, "crs": "EPSG:32631", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)}
     with rasterio.open(made / "S1_20180602T0500_FEATURES.tif", "w", count=2, dtype="float32", **place) as file:
         file.descriptions = ("vv_db", "vh_db")
+    squares.to_frame("geometry").assign(crop=["maize", "wheat"] * 6).to_file(tmp_path / "labels.gpkg")
     regions.check(regions.read(written(tmp_path, **options, block_size=0)))
     with pytest.raises(ValueError, match=r"give no m-chi, which the key features .* asks for: choose others"):
         regions.check(regions.read(written(tmp_path, **options | {"features": "optical+m-chi"})))
