@@ -5,7 +5,6 @@ One build at a time a working tree. A build that was interrupted, even by a powe
 
 import argparse
 import fcntl
-import json
 import os
 import re
 import subprocess
@@ -40,10 +39,13 @@ def configure(profile: str, region: str) -> tuple[Path, Path]:
 
 
 def forget_failures(build: Path) -> None:
-    """Cells that failed, or whose run is gone, are tried again, and the sweep gathered anew."""
+    """Cells that failed, or whose run is gone, are tried again, and the sweep gathered anew; damaged files too."""
+    for page in (build / "executed").glob("*.ipynb"):
+        if not book.recorded(page):
+            page.unlink()
     for file in (build / "cells").glob("*.json"):
-        status = json.loads(file.read_text())
-        if status["failed"] or not Path(status["run"], "run.json").exists():
+        status = book.recorded(file)
+        if not status or status["failed"] or not Path(status["run"], "run.json").exists():
             file.unlink()
             for gathered in (build / "sweep.json", *(build / "cells").glob("*.done")):
                 gathered.unlink(missing_ok=True)
@@ -59,19 +61,17 @@ class Sweep:
         self.waiting = {cell.name: cell.chapter.network for cell in cells}
         self.total, self.cores, self.seconds = len(cells), cores, {}
         for file in (build / "cells").glob("*.json"):
-            self.done(**json.loads(file.read_text()))
+            self.done(**book.recorded(file))
 
-    def done(self, cell: str, seconds: float, **_) -> None:
+    def done(self, cell: str = "", seconds: float = 0.0, **_) -> None:
         """Take a cell off the list and learn from its time."""
         if network := self.waiting.pop(cell, None):
             self.seconds.setdefault(network, []).append(seconds)
 
     def page_seconds(self, network: str) -> float:
         """What the network's own page took, or a minute where it has not run."""
-        page = self.pages[network]
-        if not page.exists():
-            return 60.0
-        return json.loads(page.read_text())["metadata"]["cropnb"]["run"]["seconds"]
+        page = book.recorded(self.pages[network])
+        return page["metadata"]["cropnb"]["run"]["seconds"] if page else 60.0
 
     def follow(self, line: str) -> str:
         """The line, with the time left where it reports a training."""

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -79,10 +80,29 @@ def notebook_of(source: Path, without: Sequence[str] = ()):
     """
     notebook, away = deepcopy(read_notebook(source)), {f"needs-{thing}" for thing in without}
     notebook.cells = [cell for cell in notebook.cells if not away & set(cell.metadata.get("tags", ()))]
+    seen: Counter[str] = Counter()
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = SHARED.sub(lambda match: (source.parent / match[1]).read_text().strip(), cell.source)
+            continue
+        # By its meaning, so that outputs find their cell again whatever a reader adds to the executed notebook.
+        name = identity(cell.source)
+        seen[name] += 1
+        cell.id = f"{name}-{seen[name]}"
     return notebook
+
+
+def identity(code: str) -> str:
+    """What a code cell is recognised by: its meaning, digested."""
+    return hashlib.sha256(_meaning(code).encode()).hexdigest()[:32]
+
+
+def recorded(file: Path) -> dict:
+    """What a status file or an executed notebook records; empty where a power cut or a full disk has left none."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def load(source: Path) -> Chapter:

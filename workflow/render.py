@@ -16,7 +16,7 @@ from pathlib import Path
 import jinja2
 import nbformat
 import yaml
-from chapters import ROOT, defaults, is_parameters, notebook_of, table_of_contents
+from chapters import ROOT, ChapterError, defaults, identity, is_parameters, notebook_of, table_of_contents
 from papermill.translators import papermill_translators
 
 from cropnb import data, plotting, schema
@@ -55,13 +55,18 @@ def with_its_text(executed, source: Path):
     if run_of(executed)["missing"]:
         return executed
     notebook = notebook_of(source, run_of(executed).get("without", ()))
-    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
-    given = [cell for cell in ran if "injected-parameters" in cell.metadata.get("tags", ())]
-    done = iter(cell for cell in ran if cell not in given)
+    code = [cell for cell in executed.cells if cell.cell_type == "code"]
+    given = [cell for cell in code if "injected-parameters" in cell.metadata.get("tags", ())]
+    ran = {cell.id: cell for cell in code if cell.id.startswith(identity(cell.source))}
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = next(done).outputs
+            if cell.id not in ran:
+                raise ChapterError(
+                    f"A code cell of {source.name} is not in its executed notebook, which was edited: delete "
+                    f"executed/{source.stem}.ipynb in the build's folder, and make book runs the chapter again."
+                )
+            cell.outputs = ran[cell.id].outputs
         cells.append(cell)
         if is_parameters(cell):
             cells += given
@@ -300,7 +305,11 @@ def stage(build: Path, folder: Path) -> None:
 def main(build: Path, output: Path) -> int:
     staged, rendered = build / "book", build / "rendered"
     print("  rendering the pages", flush=True)
-    stage(build, staged)
+    try:
+        stage(build, staged)
+    except ChapterError as error:
+        print(f"  failed    {error}", file=sys.stderr)
+        return 1
     shutil.rmtree(rendered, ignore_errors=True)
     command = ["jupyter-book", "build", "-W", "--keep-going", "--path-output", rendered, staged]
     command[0] = str(Path(sys.executable).with_name("jupyter-book"))

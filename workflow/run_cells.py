@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from chapters import load
+from chapters import load, recorded
 from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
 from run_chapter import FAILURES, execute, explain, new_kernel, prepare_environment
@@ -18,10 +18,9 @@ from run_chapter import FAILURES, execute, explain, new_kernel, prepare_environm
 
 def finished(status: Path, cell: dict) -> bool:
     """Whether the cell was trained by the same code with the same parameters."""
-    if not (status.exists() and Path(cell["run"], "run.json").exists()):
-        return False
-    known = json.loads(status.read_text())
-    return not known["failed"] and known["code"] == cell["code"]
+    known = recorded(status)
+    there = known and Path(cell["run"], "run.json").exists()
+    return bool(there) and not known["failed"] and known["code"] == cell["code"]
 
 
 def main(source: Path, marker: Path, cells: list[dict]) -> None:

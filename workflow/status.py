@@ -2,7 +2,6 @@
 
 import argparse
 import fcntl
-import json
 import re
 import subprocess
 import sys
@@ -43,11 +42,11 @@ def state(name: str, build: Path, stale: dict[str, str], building: bool) -> tupl
         return "running", ""
     if failed.exists():
         return "failed", failed.read_text().splitlines()[0]
-    if not executed.exists():
-        return "to do", ""
+    if not book.recorded(executed):
+        return "to do", "its notebook is damaged" * executed.exists()
     if name in stale:
         return "stale", WHY.get(stale[name], "what it reads has changed")
-    run = json.loads(executed.read_text())["metadata"]["cropnb"]["run"]
+    run = book.recorded(executed)["metadata"]["cropnb"]["run"]
     return "done", f"{run['seconds']:.0f} s" + "".join(f", but: {missing}" for missing in run["missing"])
 
 
@@ -65,8 +64,8 @@ def main() -> int:
         word, remark = state(chapter.name, build, stale, building)
         print(f"  {word:9} {chapter.name:24} {remark}".rstrip())
     cells = book.cells(profile, chapters)
-    known = [json.loads(file.read_text()) for file in (build / "cells").glob("*.json")]
-    known = [cell for cell in known if cell["cell"] in {cell.name for cell in cells}]
+    known = [book.recorded(file) for file in (build / "cells").glob("*.json")]
+    known = [cell for cell in known if cell.get("cell") in {cell.name for cell in cells}]
     failed = [cell for cell in known if cell["failed"]]
     print(f"Sweep: {len(known) - len(failed)} of {len(cells)} trainings done, {len(failed)} failed")
     for cell in failed:
