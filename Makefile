@@ -1,13 +1,21 @@
-# The two commands are `make book` and `make test`; each starts from a bare machine with Python 3.11+ and git.
+# The two commands are `make book` and `make test`; each starts from a bare machine with Python 3.11 to 3.13 and git.
 PROFILE ?= demo
 REGION ?=
 PYTHON ?= python3
-CORES ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+# One word of the shell, whatever it holds.
+quoted = '$(subst ','\'',$(1))'
+# Chapters side by side: as many as the cores and the memory that this process may use allow.
+CORES ?= $(shell "$(PYTHON)" workflow/machine.py)
 VENV := .venv
 RUN := $(VENV)/bin/python
 NPM := _build/npm
 BUILD = --profile $(PROFILE) --region "$(REGION)" --cores $(CORES)
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# A hub's own settings of pip and Python, which would pass by the environment made here.
+export PIP_USER := 0
+export PYTHONNOUSERSITE := 1
+export PYTHONUTF8 := 1
+unexport PYTHONHOME PIP_TARGET PIP_PREFIX
 
 .DEFAULT_GOAL := help
 .PHONY: help book smoke test pages live lint data plan products picture bench lab run status lock clean
@@ -52,10 +60,10 @@ picture: $(VENV)/.ready  ## refresh the README's map from the demo build
 	@$(RUN) workflow/picture.py _build/demo
 
 lab: $(VENV)/.ready  ## open the chapters in JupyterLab
-	@JUPYTER_CONFIG_PATH=$(CURDIR)/jupyterhub $(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/jupyterhub" $(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 run: $(VENV)/.ready  ## one chapter anew: make run CHAPTER=05_tcnn PARAMS="features=backscatter seed=3"
-	@$(RUN) workflow/rerun.py $(BUILD) $(CHAPTER) $(PARAMS)
+	@$(RUN) workflow/rerun.py $(BUILD) $(call quoted,$(CHAPTER)) $(call quoted,$(PARAMS))
 
 status: $(VENV)/.ready  ## what is done, running, stale, failed or to do
 	@$(RUN) workflow/status.py $(BUILD)
@@ -69,16 +77,16 @@ clean:  ## remove everything generated but the data cache
 
 # Compiled once here, as pip does: where PYTHONDONTWRITEBYTECODE is set, every kernel would compile TensorFlow anew.
 $(VENV)/.ready: requirements.txt pyproject.toml
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
-	  echo "cropnb needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12"; exit 1; }
+	@"$(PYTHON)" -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" || { \
+	  echo "cropnb needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1); try make PYTHON=python3.12"; exit 1; }
 	@if command -v uv >/dev/null; then \
 	  echo "Installing the pinned packages into $(VENV) with uv."; \
-	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv venv -q --allow-existing --python "$(PYTHON)" $(VENV) && \
 	  uv pip install -q --python $(VENV) --no-deps --compile-bytecode -r requirements.txt && \
 	  uv pip install -q --python $(VENV) --no-deps -e .; \
 	else \
 	  echo "Installing the pinned packages into $(VENV) with pip; this takes some minutes."; \
-	  $(PYTHON) -m venv $(VENV) && \
+	  "$(PYTHON)" -m venv $(VENV) && \
 	  $(RUN) -m pip install -q --disable-pip-version-check --no-deps -r requirements.txt && \
 	  $(RUN) -m pip install -q --disable-pip-version-check --no-deps -e .; \
 	fi

@@ -31,6 +31,7 @@ def network_colours(names: Iterable[str]) -> dict[str, str]:
 
 def style() -> None:
     """Set the book's figure style: opaque light background, sizes that fit a page column."""
+    plt.rcdefaults()  # not what a matplotlibrc on this machine says
     sns.set_theme(
         context="notebook",
         style="whitegrid",

@@ -10,8 +10,10 @@ import sys
 import time
 
 import chapters
+import machine
 import nbformat
 import pytest
+import run_chapter
 
 from cropnb import plotting
 
@@ -453,3 +455,96 @@ def test_snakemake_takes_the_snakefile_with_a_gpu(mini):
     done = subprocess.run(command, cwd=mini, env=os.environ | {"PYTHONPATH": str(mini)}, capture_output=True, text=True)
     assert "gpu=1" in done.stdout + done.stderr
     assert json.dumps("smoke") in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "expected"),
+    [
+        ("17_crop_profiles", ["rewrite=True"], {"rewrite": True}),
+        ("17_crop_profiles", ["rewrite=false trees=1e2"], {"rewrite": False, "trees": 100}),
+        ("18_real_fields", ["network_features=['optical']"], {"network_features": ["optical"]}),
+        ("20_few_labels", ["labelled=[0,", "5]", "seed=3"], {"labelled": [0, 5], "seed": 3}),
+        ("05_tcnn", ["features=backscatter", "width=1e-1"], {"features": "backscatter", "width": 0.1}),
+    ],
+)
+def test_parameters_as_people_write_them(root, name, words, expected):
+    source = root / f"notebooks/{name}.md"
+    assert chapters.check_parameters(source, run_chapter.typed(source, words)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("epochs", 0, "1 or more"),
+        ("batch_size", 0, "1 or more"),
+        ("width", -1.0, "from 0.01 to 8"),
+        ("train_samples", 3, "0 (all) or 16 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(root, name, value, said):
+    with pytest.raises(chapters.ChapterError) as error:
+        chapters.check_parameters(root / "notebooks/05_tcnn.md", {name: value})
+    assert str(error.value) == f"05_tcnn.md: parameter {name} = {value!r} must be {said}."
+
+
+def test_samples_of_zero_take_all(root):
+    given = {"train_samples": 0}
+    assert chapters.check_parameters(root / "notebooks/05_tcnn.md", given) == given
+
+
+def test_machine_is_what_is_lent(monkeypatch):
+    monkeypatch.setenv("CPU_LIMIT", "1.0")
+    assert machine.cores() == 1
+    monkeypatch.setenv("MEM_LIMIT", str(2**31))
+    assert machine.memory() <= 2**31
+    assert machine.chapters() == 1
+
+
+def test_figures_ignore_a_matplotlibrc(root, tmp_path):
+    (tmp_path / "matplotlibrc").write_text("image.origin: lower\ntext.usetex: True\n")
+    code = "from cropnb import plotting; plotting.style(); rc = plotting.plt.rcParams\n"
+    code += "assert (rc['image.origin'], rc['text.usetex']) == ('upper', False)"
+    surroundings = os.environ | {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code], env=surroundings, check=True)
+
+
+def test_networks_ignore_a_keras_json(root, tmp_path):
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras/keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
+    code = "import keras, cropnb\nassert keras.config.image_data_format() == 'channels_last'\n"
+    code += "assert keras.config.floatx() == 'float32'"
+    surroundings = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(root)}
+    surroundings.pop("KERAS_HOME", None)
+    subprocess.run([sys.executable, "-c", code], env=surroundings, check=True)
+
+
+def test_build_without_locks_goes_on(mini, tmp_path_factory):
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(
+        "import errno, fcntl\ndef flock(*_):\n    raise OSError(errno.ENOLCK, 'No locks')\nfcntl.flock = flock\n"
+    )
+    command = [sys.executable, "workflow/build.py", "--profile", "smoke", "--cores", "1", "--"]
+    surroundings = os.environ | {"PYTHONPATH": f"{site}:{mini}", "CROPNB_OFFLINE": "1"}
+    command.append("_build/smoke/executed/01_first.ipynb")
+    done = subprocess.run(command, cwd=mini, env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "has no locks" in done.stderr
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 14)])
+def test_python_that_is_not_supported_is_named(root, version, tmp_path):
+    fake = tmp_path / "a python"
+    fake.write_text(
+        f"""#!/bin/sh
+case "$*" in
+  *version_info*) exec "{sys.executable}" -c "import sys; sys.version_info = {version}; ${{2#import sys;}}" ;;
+  *--version*) echo "Python {version[0]}.{version[1]}.0" ;;
+  *) echo 1 ;;
+esac
+"""
+    )
+    fake.chmod(0o755)
+    command = ["make", "-C", root, f"PYTHON={fake}", f"VENV={tmp_path}/venv", f"{tmp_path}/venv/.ready"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode
+    assert "needs Python 3.11, 3.12 or 3.13" in done.stdout

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import chapters as book
+import machine
 import yaml
 
 from cropnb import data, regions, schema
@@ -97,6 +98,8 @@ def make(configuration: Path, build: Path, cores: int, targets=(), options=()) -
     except BlockingIOError:
         print(f"Another build is running in {build}.", file=sys.stderr)
         return 2
+    except OSError:  # of NFS without its lock service
+        print(f"The file system of {build} has no locks: take care to run one build at a time.", file=sys.stderr)
     for reason in (build / "failed").glob("*.txt"):
         reason.unlink()
     forget_failures(build)
@@ -105,6 +108,7 @@ def make(configuration: Path, build: Path, cores: int, targets=(), options=()) -
     # Snakemake's own lock outlives a killed build; ours does not, so its is switched off.
     command = [*SNAKEMAKE, "--configfile", configuration, "--cores", str(cores), "--quiet", "rules", "host", "reason"]
     command += ["--scheduler", "greedy", "--nolock", "--rerun-incomplete", "--keep-going", *options, "--", *targets]
+    os.environ.pop("SNAKEMAKE_PROFILE", None)  # a profile is given to a build after --
     log = build / "build.log"
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -135,7 +139,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, P
     profiles = sorted(path.stem for path in (ROOT / "params/profiles").glob("*.yaml"))
     parser.add_argument("--profile", default="demo", help=f"one of {', '.join(profiles)}")
     parser.add_argument("--region", default="", help="file of the region; none takes the simulated default")
-    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="chapters that may run side by side")
+    parser.add_argument("--cores", type=int, default=machine.chapters(), help="chapters that may run side by side")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     try:

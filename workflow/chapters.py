@@ -58,6 +58,44 @@ class ChapterError(ValueError):
     """A chapter or a profile that cannot be used, said in one sentence."""
 
 
+# What numbers of these names may be, in every chapter that takes them: least, most (None: no limit).
+RANGES: dict[str, tuple[float, float | None]] = {
+    "seed": (0, 2**32 - 1),
+    "width": (0.01, 8),
+    "patch": (3, 63),
+    "batch_size": (1, None),
+    "epochs": (1, None),
+    "patience": (1, None),
+    "passes": (1, None),
+    "train_samples": (16, None),
+    "validation_samples": (16, None),
+    "test_samples": (16, None),
+    "replicates": (2, None),
+    "redraws": (2, None),
+    "draws": (1, None),
+    "forest_draws": (1, None),
+    "counties": (1, None),
+    "trees": (1, None),
+    "folds": (2, None),
+    "candidates": (1, None),
+    "tuning_folds": (1, None),
+    "workers": (1, None),
+    "per_parcel": (1, None),
+    "pixels": (1, None),
+    "patches": (1, None),
+    "integrated_patches": (1, None),
+    "path_steps": (1, None),
+    "bins": (2, None),
+    "tile": (32, None),
+    "window": (1, 31),
+    "looks": (1, None),
+    "max_cloud": (0, 1),
+    "fraction": (0.001, 1),
+    "level": (0.5, 0.999),
+    "keep": (0.01, 1),
+    "share": (0, 0.9),
+}
+ALL = ("train_samples", "validation_samples", "test_samples")  # where 0 takes every sample
 SHARED = re.compile(r"^```\{include\} (\S+)\n```$", re.MULTILINE)
 
 
@@ -261,6 +299,20 @@ def defaults(source: Path) -> dict[str, object]:
     return values
 
 
+def in_range(name: str, value) -> bool:
+    """Whether a number is one that a parameter of that name may be."""
+    low, high = RANGES[name]
+    return (name in ALL and value == 0) or (low <= value and (high is None or value <= high))
+
+
+def allowed(name: str) -> str:
+    """What a number of that name may be, in words; empty where nothing is said."""
+    if name not in RANGES:
+        return ""
+    low, high = RANGES[name]
+    return ("0 (all) or " if name in ALL else "") + (f"{low} or more" if high is None else f"from {low} to {high}")
+
+
 def check_parameters(source: Path, given: dict[str, object]) -> dict[str, object]:
     """The given parameters, refused if the chapter does not know one or its type differs from the default's.
 
@@ -276,12 +328,16 @@ def check_parameters(source: Path, given: dict[str, object]) -> dict[str, object
             hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}."
             raise ChapterError(f"{source.name} has no parameter '{name}'; {hint}")
         default = known[name]
+        if type(default) is int and type(value) is float and value.is_integer():
+            given = given | {name: (value := int(value))}  # such as 1e3
         fits = default is None or type(value) is type(default) or (type(default), type(value)) == (float, int)
         if not fits:
             raise ChapterError(
                 f"{source.name}: parameter {name} = {value!r} is of type {type(value).__name__}, "
                 f"but the chapter takes {type(default).__name__} (default {default!r})."
             )
+        if name in RANGES and not in_range(name, value):
+            raise ChapterError(f"{source.name}: parameter {name} = {value!r} must be {allowed(name)}.")
     return dict(given)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import jinja2
 import nbformat
 import yaml
-from chapters import ROOT, ChapterError, defaults, identity, is_parameters, notebook_of, table_of_contents
+from chapters import ROOT, ChapterError, allowed, defaults, identity, is_parameters, notebook_of, table_of_contents
 from papermill.translators import papermill_translators
 
 from cropnb import data, plotting, schema
@@ -209,7 +209,8 @@ def parameter_tables(notebooks: dict) -> str:
         for found in reader.inspect(next(c for c in notebook_of(source).cells if is_parameters(c))):
             value, default = given[found.name], usual[found.name]
             here = "" if value == default else f"`{value!r}`"
-            row = [f"`{found.name}`", found.inferred_type_name, f"`{default!r}`", *[here] * differs, found.help]
+            words = ", ".join(filter(None, [found.help, allowed(found.name)]))
+            row = [f"`{found.name}`", found.inferred_type_name, f"`{default!r}`", *[here] * differs, words]
             rows.append(row)
         rows = [f"| {' | '.join(row)} |" for row in rows]
         parts += [f"## {source.stem}", f"{{doc}}`/notebooks/{source.stem}`", "\n".join(rows)]

@@ -139,18 +139,31 @@ def prepare_environment() -> None:
     os.environ["CROPNB_STATIC"] = "1"
     # A server's own choice, often agg, would leave the pages without figures.
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    # Nor do a user's start-up files run before a chapter.
+    os.environ["IPYTHONDIR"] = str(ROOT / "_build/ipython")
+    os.environ.pop("PYTHONSTARTUP", None)
+
+
+def _literal(text: str) -> object:
+    """A value as JSON or Python writes it."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return ast.literal_eval(text)
 
 
 def typed(source: Path, assignments: list[str]) -> dict[str, object]:
     """``name=value`` words as parameters, each value read as the type of the chapter's default."""
     known, values = defaults(source), {}
-    for word in assignments:
+    for word in re.split(r"\s+(?=[A-Za-z_]\w*=)", " ".join(assignments).strip()) if assignments else ():
+        if not word:
+            continue
         name, equals, text = word.partition("=")
         if not equals:
             raise ChapterError(f"'{word}' is no parameter: write name=value.")
         try:
-            values[name] = text if isinstance(known.get(name), str) else json.loads(text)
-        except json.JSONDecodeError:
+            values[name] = text.strip("'\"") if isinstance(known.get(name), str) else _literal(text)
+        except (ValueError, SyntaxError):
             values[name] = text  # the check below says what the chapter takes
     return values
 
