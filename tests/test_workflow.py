@@ -548,3 +548,51 @@ esac
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode
     assert "needs Python 3.11, 3.12 or 3.13" in done.stdout
+
+
+def test_a_killed_kernel_is_named_and_the_rest_goes_on(mini):
+    write_chapter(mini, "01_first", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "{writes: [number.txt]}")
+    status, _, errors = finish(build(mini))
+    assert status
+    assert "01_first.md: its process was killed" in errors
+    assert "Traceback" not in errors
+
+
+def test_what_a_power_cut_left_empty_is_made_anew(mini):
+    page, status = mini / "_build/smoke/executed/01_first.ipynb", mini / "_build/smoke/cells/tcnn_3.json"
+    for file in (page, status):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    assert finish(build(mini, "executed/01_first.ipynb"))[0] == 0
+    run = chapters.recorded(page)["metadata"]["cropnb"]["run"]
+    assert run["versions"]["python"]
+    assert run["device"]
+
+
+def test_a_scratch_cell_moves_no_output():
+    from render import with_its_text
+
+    source = chapters.ROOT / "notebooks/17_crop_profiles.md"
+    executed = chapters.notebook_of(source)
+    executed.metadata["cropnb"]["run"] = {"missing": []}
+    ours = [cell for cell in executed.cells if cell.cell_type == "code"]
+    for cell in ours:
+        cell.outputs = [nbformat.v4.new_output("stream", text=cell.source)]
+    executed.cells.insert(0, nbformat.v4.new_code_cell("1 + 1"))
+    page = with_its_text(executed, source)
+    assert [c.outputs[0].text for c in page.cells if c.cell_type == "code"] == [c.source for c in ours]
+    executed.cells.remove(ours[3])
+    with pytest.raises(chapters.ChapterError, match="was edited"):
+        with_its_text(executed, source)
+
+
+def test_parameters_and_set_up_are_one_cell():
+    from render import with_one_set_up
+
+    notebook = chapters.notebook_of(chapters.ROOT / "notebooks/05_tcnn.md")
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    with_one_set_up(notebook)
+    first, second = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
+    assert first.source == "\n\n".join(code[:2])
+    assert second.source == code[2]
+    assert first.metadata["mystnb"]["code_prompt_show"] == "Set-up"
