@@ -122,6 +122,12 @@ def test_a_class_the_map_never_gives_still_has_an_area():
     assert np.isnan(absent.loc["b", "producers_accuracy"])
 
 
+def test_a_found_sample_is_warned_about():
+    with pytest.warns(UserWarning, match="no probability sample of the map.*areas.sample"):
+        warned = areas.estimate(matrix(), PIXELS, HECTARES, probability_sample=False)
+    pd.testing.assert_frame_equal(warned, areas.estimate(matrix(), PIXELS, HECTARES))
+
+
 @pytest.mark.parametrize(
     ("counts", "pixels", "message"),
     [

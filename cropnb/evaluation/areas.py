@@ -4,6 +4,7 @@ Counting the pixels of a map counts its errors too. The estimators here take the
 of a stratified random sample and use the map only to form the strata; they are unbiased however wrong the map is.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ Z = 1.96  # standard errors on each side of a 95 % interval
 Counts = Mapping[Any, float] | pd.Series  # of each stratum
 
 
-def estimate(matrix: pd.DataFrame, mapped_pixels: Counts | Sequence[int], pixel_area: float) -> pd.DataFrame:
+def estimate(
+    matrix: pd.DataFrame, mapped_pixels: Counts | Sequence[int], pixel_area: float, *, probability_sample: bool = True
+) -> pd.DataFrame:
     """Stratified estimates with 95 % intervals; equation numbers are those of Olofsson et al. (2014).
 
     What it needs: pixels sampled at random from each mapped class, without replacement, as `sample` does, and a
     reference label of each. The estimates hold for the pixels that could have been sampled and for no others:
-    for the held-out blocks, when only they could. Pixels that were found rather than sampled, or sampled in
-    clusters, need other estimators.
+    for the held-out blocks, when only they could. Pixels sampled in clusters need other estimators.
 
     Parameters
     ----------
@@ -36,6 +38,7 @@ def estimate(matrix: pd.DataFrame, mapped_pixels: Counts | Sequence[int], pixel_
         same classes in the same order: the transpose of `evaluation.confusion_matrix`.
     mapped_pixels : pixels that the map gives to each class, by class or in the order of the rows.
     pixel_area : area of a pixel, in the unit the areas shall have.
+    probability_sample : say False where the sample was found rather than sampled at random; it warns.
 
     Returns
     -------
@@ -45,6 +48,9 @@ def estimate(matrix: pd.DataFrame, mapped_pixels: Counts | Sequence[int], pixel_
     to them. An accuracy that does not exist is NaN. Raises ValueError for a stratum with fewer than two samples.
     """
     counts, pixels = _checked(matrix, mapped_pixels)
+    if not probability_sample:
+        message = "The reference pixels are no probability sample of the map, so areas, accuracies and intervals may"
+        warnings.warn(f"{message} be biased by how they were found; sample them with areas.sample.", stacklevel=2)
     size = counts.sum(axis=1, keepdims=True)
     weight, whole = pixels[:, None] / pixels.sum(), pixels.sum() * pixel_area
     with np.errstate(invalid="ignore"):  # 0 / 0 is an accuracy that does not exist
