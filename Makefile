@@ -60,7 +60,7 @@ picture: $(VENV)/.ready  ## refresh the README's map from the demo build
 	@$(RUN) workflow/picture.py _build/demo
 
 lab: $(VENV)/.ready  ## open the chapters in JupyterLab
-	@JUPYTER_CONFIG_PATH="$(CURDIR)/jupyterhub" $(VENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/jupyterhub" $(RUN) -c "import cropnb; from jupyterlab import labapp; labapp.main()" --LabApp.default_url=/lab/tree/notebooks
 
 run: $(VENV)/.ready  ## one chapter anew: make run CHAPTER=05_tcnn PARAMS="features=backscatter seed=3"
 	@$(RUN) workflow/rerun.py $(BUILD) $(call quoted,$(CHAPTER)) $(call quoted,$(PARAMS))
@@ -81,6 +81,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	  echo "cropnb needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1); try make PYTHON=python3.12"; exit 1; }
 	@if command -v uv >/dev/null; then \
 	  echo "Installing the pinned packages into $(VENV) with uv."; \
+	  { [ -d "$$HOME" ] && [ -w "$$HOME" ]; } || export UV_NO_CACHE=1; \
 	  uv venv -q --allow-existing --python "$(PYTHON)" $(VENV) && \
 	  uv pip install -q --python $(VENV) --no-deps --compile-bytecode -r requirements.txt && \
 	  uv pip install -q --python $(VENV) --no-deps -e .; \

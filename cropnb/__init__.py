@@ -9,17 +9,21 @@ import tempfile
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
+# Of Snakemake and fonts, Matplotlib, IPython, Jupyter, and numba's compiled functions.
+_PLACES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "NUMBA_CACHE_DIR")
 
 
-def _compiled() -> None:
-    """Name a folder for numba's compiled functions, where neither this one nor the home can be written."""
-    if "NUMBA_CACHE_DIR" in os.environ or os.access(_HERE, os.W_OK) or os.access(Path.home(), os.W_OK):
+def _homeless() -> None:
+    """Where no home can be written, caches and settings lie in a folder of this user's own."""
+    home = os.path.expanduser("~")  # Path.home() refuses a user without an entry
+    if os.access(home, os.W_OK) and Path(home).is_dir():
         return
-    folder = Path(tempfile.gettempdir(), f"cropnb-numba-{os.getuid()}")
+    folder = Path(tempfile.gettempdir(), f"cropnb-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # somebody else's
-        folder = Path(tempfile.mkdtemp(prefix="cropnb-numba-"))
-    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    if folder.lstat().st_uid != os.getuid():  # somebody else's
+        folder = Path(tempfile.mkdtemp(prefix="cropnb-"))
+    for name in _PLACES:
+        os.environ.setdefault(name, str(folder))
 
 
 def _notebook() -> None:
@@ -40,5 +44,5 @@ if hasattr(sys.modules.get("keras"), "config"):
     sys.modules["keras"].config.set_image_data_format("channels_last")
     sys.modules["keras"].config.set_floatx("float32")
     sys.modules["keras"].config.set_epsilon(1e-07)
-_compiled()
+_homeless()
 _notebook()
