@@ -7,31 +7,22 @@ Where `$CROPNB_OFFLINE` is set, the network is left alone.
 import difflib
 import logging
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from tqdm import tqdm
 
 with warnings.catch_warnings():  # in a notebook without widgets, pooch's progress bar says so at import
     warnings.filterwarnings("ignore", "IProgress not found")
     import pooch
 
-from . import project
+from cropnb import project
 
 logger = logging.getLogger(__name__)
 
@@ -43,41 +34,74 @@ class DataUnavailable(RuntimeError):  # noqa: N818, a state of the cache more th
     """A file is not in the cache, whole and right, and could not be brought there."""
 
 
-def _check_path(path: str) -> str:
-    # Parts start with a letter, digit or underscore: no room for "..", roots, drives and hidden files.
-    if not re.fullmatch(r"\w[\w.+=-]*(/\w[\w.+=-]*)*", path, re.ASCII):
-        raise ValueError(f"{path!r} could leave the cache; write folder/name in letters, digits and _.+=-")
-    return path
-
-
-def _check_sha256(sha256: str) -> str:
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise ValueError(f"{sha256!r} has {len(sha256)} characters and should be 64 hexadecimal digits, lower case")
-    return sha256
-
-
-def _check_address(address: str) -> None:
+def _check_address(address: str) -> str:
     parts = urlsplit(address)
     # Plain http is for a server on this very machine, as the tests use it.
     local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
     if not parts.hostname or not (parts.scheme == "https" or local):
         raise ValueError(f"the url {address!r} should start with https://")
+    return address
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Address = Annotated[str, AfterValidator(_check_address)]
+# Parts start with a letter, digit or underscore: no room for "..", roots, drives and hidden files.
+_Inside = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.+=-]*(/[A-Za-z0-9_][A-Za-z0-9_.+=-]*)*$")]
 
 
-class DataFile(_Entry):
+class Entry(BaseModel):
+    """What a YAML file of the project may say: known keys, and numbers that are some."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
+
+
+def read_yaml(kind: type[AnyEntry], path: Path, remedy: str) -> AnyEntry:
+    """Read and check a YAML file. Raises FileNotFoundError with the remedy where there is none, else as `checked`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: {remedy}.")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}.") from None
+    return checked(kind, content, path)
+
+
+def checked(kind: type[AnyEntry], content: Any, path: Path) -> AnyEntry:
+    """What a file says as an entry of its kind.
+
+    Raises ValueError with a sentence naming the file, the key, what it says and what would be right.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first, *others = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    problem = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        also = [".".join(str(part) for part in e["loc"]) for e in others if e["type"] == "missing"]
+        problem = "missing, add it" + (f", and {', '.join(also)} too" if also else "")
+        others = others[len(also) :]
+    elif first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), kind.model_fields, n=1)
+        problem = f"not known; {f'did you mean {near[0]!r}?' if near else 'known are ' + ', '.join(kind.model_fields)}"
+    elif first["loc"] and not isinstance(first["input"], dict):
+        problem = f"is {first['input']!r}: {problem}"
+    more = f" (and {len(others)} more)" if others else ""
+    raise ValueError(f"{path}{f', key {key!r}' if key else ''}: {problem}{more}.")
+
+
+class DataFile(Entry):
     """A file: `path` below the dataset's folder, `url` where its address does not simply end in `path`."""
 
-    path: Annotated[str, AfterValidator(_check_path)]
+    path: _Inside
     url: str = ""
-    sha256: Annotated[str, AfterValidator(_check_sha256)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: PositiveInt
 
 
-class Dataset(_Entry):
+class Dataset(Entry):
     """What a dataset is, its licence and citation, its files and the address that theirs start from."""
 
     what: str = Field(min_length=1)
@@ -102,39 +126,16 @@ class Dataset(_Entry):
         return self
 
 
-class Manifest(_Entry):
+class Manifest(Entry):
     """The datasets by name."""
 
     version: Literal[1]
     datasets: dict[Annotated[str, Field(pattern="^[a-z0-9_]+$")], Dataset]
 
 
-def _sentence(path: Path, error: ValidationError) -> str:
-    first, *others = error.errors()
-    place, key = [str(path)], list(first["loc"])
-    if key[:1] == ["datasets"] and len(key) > 1:
-        place, key = [*place, f"dataset {key[1]!r}"], key[2:]
-    if key[:1] == ["files"] and len(key) > 1:
-        place, key = [*place, f"file {int(key[1]) + 1}"], key[2:]
-    place += [f"key {key[0]!r}"] if key else []
-    problem = "missing, add it" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
-    return f"{', '.join(place)}: {problem}{f' (and {len(others)} more)' if others else ''}."
-
-
 def load_manifest(path: str | Path = MANIFEST) -> Manifest:
-    """Read and check a manifest.
-
-    Raises FileNotFoundError where there is none, ValueError with a sentence that names file, dataset and key.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no manifest {path}; run from the root of the repository.")
-    try:
-        return Manifest.model_validate(yaml.safe_load(path.read_text("utf-8")))
-    except ValidationError as error:
-        raise ValueError(_sentence(path, error)) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}.") from None
+    """Read and check a manifest; raises what `read_yaml` does."""
+    return read_yaml(Manifest, Path(path), "run from the root of the repository, where the manifest lies")
 
 
 def cache_dir() -> Path:
@@ -172,23 +173,20 @@ def _dataset(name: str, manifest: str | Path) -> Dataset:
 
 def _place(cache: Path, name: str, file: DataFile) -> Path:
     path = cache / name / file.path
-    try:
-        inside = path.resolve().is_relative_to(cache)
-    except (OSError, RuntimeError):  # links in a circle
-        inside = False
-    if not inside:
+    if not Path(os.path.realpath(path)).is_relative_to(cache):
         raise DataUnavailable(f"{path} leaves the cache by a symbolic link; put the file itself there.")
     if path.exists() and not path.is_file():
         raise DataUnavailable(f"{path} should be a file and is something else; move it away.")
     return path
 
 
-def _sha256(path: Path) -> str | None:
-    return pooch.file_hash(str(path)) if path.exists() else None
+def _sha256(path: Path) -> str:
+    return pooch.file_hash(str(path)) if path.exists() else ""
 
 
-def _aside(path: Path, found: str) -> Path:
-    return path.with_name(f"{path.name}.wrong-{found[:8]}")
+def put_aside(wrong: Path, path: Path) -> Path:
+    """Keep a wrong file beside the place `path` that it should have taken, as `<name>.wrong-<digits of its hash>`."""
+    return wrong.replace(path.with_name(f"{path.name}.wrong-{_sha256(wrong)[:8]}"))
 
 
 def _obtain(name: str, dataset: Dataset, file: DataFile, cache: Path) -> Path:
@@ -200,8 +198,7 @@ def _obtain(name: str, dataset: Dataset, file: DataFile, cache: Path) -> Path:
             return path
         if found:
             state = f"is wrong in the cache (sha256 {file.sha256} expected, {found} found)"
-            path.replace(_aside(path, found))
-            state += f", is kept as {_aside(path, found)},"
+            state += f", is kept as {put_aside(path, path)},"
             logger.warning("%s %s and is downloaded again.", label, state)
         if dataset.by_hand:
             raise DataUnavailable(f"{label} {state}: {dataset.by_hand}.")
@@ -216,19 +213,16 @@ def _obtain(name: str, dataset: Dataset, file: DataFile, cache: Path) -> Path:
 
 def _download(state: str, url: str, file: DataFile, path: Path) -> None:
     by_hand = f"download {url} by hand and put it at {path}"
-    if os.environ.get("CROPNB_OFFLINE", "0") not in ("", "0"):
+    if is_offline():
         raise DataUnavailable(f"{state} and CROPNB_OFFLINE forbids the network; {by_hand}.")
 
     def download(url: str, output_file: str, pooch_: pooch.Pooch) -> None:
-        look = {"desc": path.name, "unit": "B", "unit_scale": True, "leave": False}
-        with tqdm(total=file.bytes, disable=not project.watched(), **look) as bar:
-            http = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=TIMEOUT)
-            http(url, output_file, pooch_)
-        found = pooch.file_hash(output_file)
+        with bar(path.name, file.bytes) as shown:
+            pooch.HTTPDownloader(progressbar=shown, chunk_size=2**16, timeout=TIMEOUT)(url, output_file, pooch_)
+        found = _sha256(Path(output_file))
         if found != file.sha256:  # pooch would delete it
-            os.replace(output_file, _aside(path, found))
             raise DataUnavailable(
-                f"{state} and {url} gave a wrong file, kept as {_aside(path, found)}: "
+                f"{state} and {url} gave a wrong file, kept as {put_aside(Path(output_file), path)}: "
                 f"sha256 {file.sha256} expected, {found} found."
             )
 
@@ -239,21 +233,29 @@ def _download(state: str, url: str, file: DataFile, path: Path) -> None:
     try:
         pooch.create(path.parent, "", retry_if_failed=1, **files).fetch(path.name, downloader=download)
     except requests.RequestException as error:
-        why = f"could not be downloaded ({_reason(error)})"
-        raise DataUnavailable(f"{state} and {why}; {by_hand}.") from error
+        raise DataUnavailable(f"{state} and could not be downloaded ({reason(error)}); {by_hand}.") from error
 
 
-def _reason(error: requests.RequestException) -> str:
-    match error:
-        case requests.HTTPError():
-            return f"the server answered {error.response.status_code} {error.response.reason}"
-        case requests.Timeout():
-            return "no answer in time"
-        case requests.exceptions.ChunkedEncodingError():
-            return "the connection was cut"
-        case requests.ConnectionError():
-            return "no connection"
-    return type(error).__name__
+def is_offline() -> bool:
+    """Whether `$CROPNB_OFFLINE` forbids the network."""
+    return os.environ.get("CROPNB_OFFLINE", "0") not in ("", "0")
+
+
+def bar(name: str, size: int) -> tqdm:
+    """A bar of bytes for who watches; it stays on no page."""
+    return tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=False, disable=not project.watched())
+
+
+def reason(error: requests.RequestException) -> str:
+    """Why a request failed, in words for a person."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    words = {
+        requests.Timeout: "no answer in time",
+        requests.exceptions.ChunkedEncodingError: "the connection was cut",
+        requests.ConnectionError: "no connection",
+    }
+    return next((text for kind, text in words.items() if isinstance(error, kind)), type(error).__name__)
 
 
 def main() -> int:

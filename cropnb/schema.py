@@ -3,7 +3,6 @@
 `read` checks such a file. `cropnb.regions` makes the region's folder, whose region.json is read and written here.
 """
 
-import difflib
 import glob
 import json
 import re
@@ -17,16 +16,7 @@ import numpy as np
 import rasterio
 import yaml
 from odc.geo.geobox import GeoBox
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 from pyproj import CRS, Proj
 from pyproj.exceptions import CRSError
 from shapely.geometry import box
@@ -62,11 +52,7 @@ Code = Annotated[str, BeforeValidator(vectors.text)]
 Grid = Annotated[str, AfterValidator(_projected)]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Labels(_Entry):
+class Labels(data.Entry):
     """A vector file of parcels, and how its crops lead to the classes; see `cropnb.parcels.read`."""
 
     file: Place
@@ -75,25 +61,25 @@ class Labels(_Entry):
     crop_column: str = "crop"
     id_column: str | None = None
     classes: Annotated[list[Code], Field(min_length=2, max_length=254), AfterValidator(_different)]
-    mapping: dict[Code, Code] = {}
-    leave_out: list[Code] = []  # crops whose parcels are no labels, null for those without a crop
+    mapping: dict[Code, Code] = Field({})
+    leave_out: list[Code] = Field([])  # crops whose parcels are no labels, null for those without a crop
 
 
-class Radar(_Entry):
+class Radar(data.Entry):
     """Which Sentinel-1 acquisitions: relative orbits (all where empty), and how many dates (all where 0)."""
 
-    orbits: list[PositiveInt] = []
+    orbits: list[PositiveInt] = Field([])
     dates: Annotated[int, Field(ge=0)] = 0
 
 
-class Optical(_Entry):
+class Optical(data.Entry):
     """Which Sentinel-2 acquisitions: cloud cover below a fraction, and how many dates (all where 0)."""
 
     max_cloud: Annotated[float, Field(gt=0, le=1)] = 0.08
     dates: Annotated[int, Field(ge=0)] = 0
 
 
-class _Region(_Entry):
+class _Region(data.Entry):
     name: Annotated[str, Field(pattern="^[a-z0-9_]+$")]
     block_size: Annotated[float, Field(ge=0)] = 10_000  # metres; 0 makes each parcel a block of its own
     sites: Annotated[int, Field(ge=1, le=10)] = 3  # blocks that are looked at one by one
@@ -144,7 +130,9 @@ class Measured(_Region):
     undulation: float = 0.0  # metres of the geoid above the ellipsoid, added to the elevation raster's heights
     labels: Labels
     cropland: Place = ""  # raster of cropland; the labelled parcels where empty
-    cropland_codes: list[int] = []  # its values that are cropland; where empty it is a mask or a fraction, above 0
+    cropland_codes: list[int] = Field(
+        []
+    )  # its values that are cropland; where empty it is a mask or a fraction, above 0
 
     @model_validator(mode="after")
     def _check(self) -> "Measured":
@@ -193,6 +181,11 @@ class Measured(_Region):
                 given = {"backscatter": {"vv_db", "vh_db"}, "m-chi": {"ps", "pd", "pv"}}
                 radar = [name for name, bands in given.items() if not bands <= set(file.descriptions)]
         return ["twin", *radar, *([] if self.sentinel2 else ["optical"])]
+
+    def rules(self) -> dict[str, Radar | Optical]:
+        """Which acquisitions, by sensor."""
+        named = {"sar": self.sentinel1, "optical": self.sentinel2}
+        return {sensor: rule for sensor, rule in named.items() if rule}
 
     def place(self, name: str) -> Path:
         """Where a file that the region names lies."""
@@ -273,10 +266,7 @@ def read(path: str | Path) -> Region:
     if source not in _KINDS:
         said = f"is {source!r}" if source else "is missing"
         raise ValueError(f"{path}: key 'source' {said}; it is one of {', '.join(_KINDS)}.")
-    try:
-        return _KINDS[source].model_validate(content)  # type: ignore[return-value]
-    except ValidationError as error:
-        raise ValueError(_sentence(path, error, _KINDS[source])) from None
+    return data.checked(_KINDS[source], content, path)
 
 
 def read_record(folder: str | Path) -> dict:
@@ -341,19 +331,3 @@ def _check_bounds(bounds: Any, crs: CRS) -> None:
             f"{np.asarray(at.areal_scale)[1, 1]:.2f} ha; "
             f"give a projection that keeps lengths and areas there, such as {zone}"
         )
-
-
-def _sentence(path: Path, error: ValidationError, kind: type[BaseModel]) -> str:
-    first, *others = error.errors()
-    key = ".".join(str(part) for part in first["loc"])
-    problem = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        also = [".".join(str(part) for part in e["loc"]) for e in others if e["type"] == "missing"]
-        problem = "missing, add it" + (f", and {', '.join(also)} too" if also else "")
-        others = others[len(also) :]
-    elif first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), kind.model_fields, n=1)
-        problem = f"not known; {f'did you mean {near[0]!r}?' if near else 'known are ' + ', '.join(kind.model_fields)}"
-    elif first["loc"] and not isinstance(first["input"], dict):
-        problem = f"is {first['input']!r}: {problem}"
-    return f"{path}{f', key {key!r}' if key else ''}: {problem}{f' (and {len(others)} more)' if others else ''}."

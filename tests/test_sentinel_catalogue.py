@@ -392,8 +392,9 @@ def test_the_lock_file_tells_sizes_and_days_and_is_stable(server, lock, tmp_path
     other = write_lock(table, tmp_path / "other.yaml")
     assert other.read_text() == lock.read_text()
     assert write_lock(table, lock) == lock  # the same again is no change
-    slow = yaml.safe_load(write_lock(table, tmp_path / "slow.yaml", speed=1).read_text())
-    assert slow["days"] == pytest.approx(2 * len(GOOD) / 86400, abs=1e-3)
+    table["bytes"] = 10**12
+    large = yaml.safe_load(write_lock(table, tmp_path / "large.yaml").read_text())
+    assert large["days"] == pytest.approx(2e12 / (50e6 / 8) / 86400, abs=1e-3)
     assert not list(tmp_path.glob("*.partial"))
     assert [product.time.day for product in read_lock(lock)] == [5, 17]
 
@@ -420,12 +421,12 @@ def test_another_selection_does_not_replace_a_lock_silently(server, lock):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bytes": 0}, "product 1, key 'bytes'"),
-        ({"product": "../../escape"}, "product 1, key 'product'"),
-        ({"url": "http://example.org/a.zip"}, "key 'url': .*should start with https"),
-        ({"checksum": "md5:12"}, "key 'checksum'"),
-        ({"sensor": "sonar"}, "key 'sensor'"),
-        ({"more": 1}, "key 'more'"),
+        ({"bytes": 0}, "key 'products.0.bytes': is 0: "),
+        ({"product": "../../escape"}, "key 'products.0.product'"),
+        ({"url": "http://example.org/a.zip"}, "key 'products.0.url': .*should start with https"),
+        ({"checksum": "md5:12"}, "key 'products.0.checksum'"),
+        ({"sensor": "sonar"}, "key 'products.0.sensor'"),
+        ({"more": 1}, "key 'products.0.more': not known"),
     ],
 )
 def test_a_lock_file_that_was_damaged(lock, change, message):
@@ -436,12 +437,21 @@ def test_a_lock_file_that_was_damaged(lock, change, message):
         read_lock(lock)
 
 
-@pytest.mark.parametrize("text", ["", "version: 2\nproducts: []\n", "a: [", "- 1\n", "version: 1\n"])
-def test_a_file_that_is_no_lock(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "should be a valid dictionary"),
+        ("version: 2\nproducts: []\n", "key 'version': is 2: Input should be 1"),
+        ("a: [", "is not YAML in UTF-8"),
+        ("- 1\n", "should be a valid dictionary"),
+        ("version: 1\n", "key 'total_bytes': missing, add it, and megabits_per_second, days, products too"),
+    ],
+)
+def test_a_file_that_is_no_lock(tmp_path, text, message):
     (tmp_path / "lock.yaml").write_text(text)
-    with pytest.raises(ValueError, match="is not a lock file of version 1"):
+    with pytest.raises(ValueError, match=rf"lock\.yaml.*{message}"):
         read_lock(tmp_path / "lock.yaml")
-    with pytest.raises(FileNotFoundError, match="There is no lock file"):
+    with pytest.raises(FileNotFoundError, match=r"There is no .*other\.yaml: write one from a search first"):
         read_lock(tmp_path / "other.yaml")
 
 
@@ -674,7 +684,7 @@ def test_secrets_are_shown_nowhere(server, one, script, capfd, caplog, monkeypat
         shown += traceback.TracebackException.from_exception(error, capture_locals=True).format()
     assert (raised is None) == (script == ["good"])
     session = catalogue._Session(f"{server.url}/token")
-    shown += [repr(each) for each in (session, catalogue._Login(), catalogue._Bearer(session), catalogue.__doc__)]
+    shown += [repr(each) for each in (session, session.auth, session.show_token, catalogue.__doc__)]
     shown += [caplog.text, *capfd.readouterr()]
     shown += [path.read_text("latin-1") for path in one.parent.rglob("*") if path.suffix in (".yaml", ".part")]
     text = "\n".join(shown)

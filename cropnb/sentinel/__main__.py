@@ -27,20 +27,14 @@ log = logging.getLogger(__name__)
 def plan(path: Path, renew: bool = False) -> Path:
     """Search the region's products and write its lock file."""
     region = _measured(path)
-    rules = {"sar": region.sentinel1, "optical": region.sentinel2}
-    sensors = [sensor for sensor, rule in rules.items() if rule]
-    grid = region.grid()
+    grid, found = region.grid(), []
     bounds = transform_bounds(str(grid.crs), "EPSG:4326", *grid.boundingbox)
-    table = catalogue.search(
-        bounds,
-        *region.season,
-        sensors=sensors,
-        max_cloud=region.sentinel2.max_cloud if region.sentinel2 else 1,
-        orbits=region.sentinel1.orbits if region.sentinel1 else (),
-        dates={sensor: rules[sensor].dates for sensor in sensors},
-    )
+    for sensor, rule in region.rules().items():
+        options = rule.model_dump() | {"dates": {sensor: rule.dates}}
+        found.append(catalogue.search(bounds, *region.season, sensors=[sensor], **options))
     if region.sentinel1 and not region.dem:
-        table = pd.concat([table, catalogue.elevation(bounds)])
+        found.append(catalogue.elevation(bounds))
+    table = pd.concat(found)
     lock = catalogue.write_lock(table, path.with_suffix(".lock.yaml"), renew=renew)
     log.info("%s", table[["time", "sensor", "track", "cloud_cover", "bytes", "product"]].to_string(index=False))
     return lock
@@ -63,16 +57,14 @@ def fetch(path: Path) -> Path:
 def _join(tiles: list[Path], grid: GeoBox, path: Path) -> None:
     """Join elevation tiles, once: no height where the region has no tile, which is open sea or not released."""
     names = " ".join(sorted(tile.name for tile in tiles))
-    held = rasterio.open(path).tags().get("tiles") if path.exists() else ""
-    if not tiles or held == names:
+    if not tiles or (path.exists() and rasterio.open(path).tags().get("tiles") == names):
         return
-    bounds = np.array([rasterio.open(tile).bounds for tile in tiles])
-    west, south, east, north = *bounds[:, :2].min(axis=0), *bounds[:, 2:].max(axis=0)
-    wanted = transform_bounds(str(grid.crs), "EPSG:4326", *grid.boundingbox)
-    more = np.ceil(np.maximum(0, [west - wanted[0], south - wanted[1], wanted[2] - east, wanted[3] - north]))
-    bounds = west - more[0], south - more[1], east + more[2], north + more[3]  # whole degrees: pixels stay in place
+    held = np.array([rasterio.open(tile).bounds for tile in tiles])
+    outer, inward = np.r_[held[:, :2].min(axis=0), held[:, 2:].max(axis=0)], np.array([1, 1, -1, -1])
+    wanted = np.array(transform_bounds(str(grid.crs), "EPSG:4326", *grid.boundingbox))
+    outer -= inward * np.ceil(((outer - wanted) * inward).clip(0))  # whole degrees: pixels stay in place
     with files.whole(path) as part:
-        rasterio.merge.merge(tiles, bounds=bounds, nodata=VOID, dst_path=part)
+        rasterio.merge.merge(tiles, bounds=tuple(outer), nodata=VOID, dst_path=part)
         with rasterio.open(part, "r+") as file:
             file.update_tags(tiles=names)
 

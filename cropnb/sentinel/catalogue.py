@@ -23,10 +23,10 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -35,7 +35,7 @@ import pooch
 import requests
 import shapely
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt
 from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
@@ -44,9 +44,9 @@ from requests.utils import get_netrc_auth
 from tqdm import tqdm
 from urllib3.util import Retry
 
-from cropnb import data, files, project
+from cropnb import data, files
 from cropnb.data import DataUnavailable
-from cropnb.sentinel.choice import choose, refuse, row
+from cropnb.sentinel.choice import choose, row
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +64,9 @@ HOW_TO_LOG_IN = (
 )
 
 
-class Product(BaseModel):
+class Product(data.Entry):
     """A product, or a tile of the elevation model, as tables and lock files list it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     time: datetime | None  # UTC, of its first line
     sensor: Literal["sar", "optical", "dem"]
     product: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -76,7 +75,7 @@ class Product(BaseModel):
     covered: float  # fraction of the region that it covers by itself
     bytes: PositiveInt
     checksum: Annotated[str, Field(pattern="^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})?$")]
-    url: Annotated[str, AfterValidator(lambda url: data._check_address(url) or url)]
+    url: data.Address
 
     @property
     def file(self) -> str:
@@ -84,13 +83,23 @@ class Product(BaseModel):
         return f"{self.product}{'.tif' if self.sensor == 'dem' else '.zip'}"
 
 
+class Lock(data.Entry):
+    """A lock file: what would be fetched, how large, and for how many days at a speed."""
+
+    version: Literal[1]
+    total_bytes: int
+    megabits_per_second: float
+    days: float
+    products: list[Product]
+
+
 # Search
 
 
 def search(
     bounds: Sequence[float],
-    start,
-    end,
+    start: str | date,
+    end: str | date,
     *,
     sensors: Sequence[str] = ("sar", "optical"),
     max_cloud: float = 0.08,
@@ -127,14 +136,13 @@ def search(
     """
     region, season, rows = _region(bounds), (pd.Timestamp(start), pd.Timestamp(end)), []
     for sensor in sensors:
-        found = [_row(item, sensor, region) for item in _items(COLLECTIONS[sensor], bounds, season, address)]
-        rules = {"orbits": orbits} if sensor == "sar" else {"max_cloud": max_cloud}
-        rules |= {"season": season, "dates": (dates or {}).get(sensor, 0), "min_covered": min_covered}
-        passes = choose(found, region, **rules)
-        if not passes:
-            refuse(found, f"{COLLECTIONS[sensor]} has no acquisition to use over {list(bounds)}", season)
+        name = COLLECTIONS[sensor]
+        found = [_row(item, sensor, region) for item in _items(name, bounds, season, address)]
+        rules = {"orbits": orbits, "max_cloud": max_cloud, "dates": (dates or {}).get(sensor, 0)}
+        what = f"{name} has no acquisition to use over {list(bounds)}"
+        passes = choose(found, region, what, season=season, min_covered=min_covered, **rules)
         for why, count in Counter(each["why"] for each in found if each["why"]).items():
-            log.info("%d products of %s left out: %s", count, COLLECTIONS[sensor], why)
+            log.info("%d products of %s left out: %s", count, name, why)
         rows += [each for one in passes for each in one]
     return _table(rows)
 
@@ -147,22 +155,20 @@ def elevation(bounds: Sequence[float], *, margin: float = 0.1, address: str = EL
     region, rows, session = _region(bounds), [], _Session()
     west, south, east, north = np.floor(region.buffer(margin).bounds).astype(int).tolist()
     for x, y in itertools.product(range(west, east + 1), range(south, north + 1)):
-        tile = shapely.box(x, y, x + 1, y + 1)
         name = f"Copernicus_DSM_COG_10_{'NS'[y < 0]}{abs(y):02d}_00_{'EW'[x < 0]}{abs(x):03d}_00_DEM"
         url = f"{address}/{name}/{name}.tif"
         try:
             answer = session.head(url, timeout=TIMEOUT)
+            if answer.status_code == 404:
+                log.warning("%s is not in the elevation model: open sea, or not released (no height there).", name)
+                continue
+            answer.raise_for_status()
         except requests.RequestException as error:
-            raise DataUnavailable(f"{url} could not be asked for ({data._reason(error)}).") from None
-        if answer.status_code == 404:
-            log.warning("%s is not in the elevation model: open sea, or not released (no height there).", name)
-            continue
-        if answer.status_code != 200:
-            raise DataUnavailable(f"{url} was answered {answer.status_code}: try again later.")
-        row = {"time": None, "sensor": "dem", "product": name, "track": "", "cloud_cover": np.nan, "url": url}
-        covered = round(tile.intersection(region).area / region.area, 4)
-        etag = _checksum(answer.headers.get("ETag", "").strip('"'))  # the MD5, of a file that came in one piece
-        rows.append({**row, "covered": covered, "bytes": int(answer.headers["Content-Length"]), "checksum": etag})
+            raise DataUnavailable(f"{url} could not be asked for ({data.reason(error)}): try again later.") from None
+        covered = round(shapely.box(x, y, x + 1, y + 1).intersection(region).area / region.area, 4)
+        etag = answer.headers.get("ETag", "").strip('"')  # the MD5, of a file that came in one piece
+        about = {"url": url, "bytes": int(answer.headers["Content-Length"]), "checksum": _checksum(etag)}
+        rows.append({"sensor": "dem", "product": name, "track": "", "covered": covered} | about)
     return _table(rows)
 
 
@@ -183,8 +189,7 @@ def _items(collection: str, bounds: Sequence[float], season: Sequence[pd.Timesta
         found = client.search(collections=[collection], bbox=list(bounds), datetime=window, limit=100)
         return list(found.items_as_dicts())
     except APIError as error:
-        status = getattr(error, "status_code", None)
-        reason = f"answered {status}" if status else "no connection"
+        reason = f"answered {error.status_code}" if getattr(error, "status_code", None) else "no connection"
     except (ValueError, KeyError, TypeError):
         reason = "the answer is not STAC"
     raise DataUnavailable(f"The catalogue {address} could not be searched ({reason}): try again later.")
@@ -194,29 +199,30 @@ def _row(item: Mapping, sensor: str, region: shapely.Polygon) -> dict:
     """An item as `choice.choose` takes it; one that cannot be used says why, and stops no search."""
     name = str(item.get("id")).removesuffix(".SAFE")
     try:
-        properties, asset = item["properties"], (item.get("assets") or {}).get("Product") or {}
-        time = pd.to_datetime(properties.get("start_datetime") or properties["datetime"], utc=True).tz_localize(None)
+        properties, asset = item["properties"], item["assets"]["Product"]
         made = (str(properties.get("processing:datetime")), name.split("_")[-1])
         cloud = properties.get("eo:cloud_cover")
-        about = {
-            "time": time,
-            "track": str(properties.get("sat:relative_orbit") or ""),
-            "cloud_cover": np.nan if cloud is None else round(cloud / 100, 4),
-            "footprint": shapely.geometry.shape(item["geometry"]),
-            "version": name.split("_")[3] if sensor == "optical" else made,
-        }
-        fields = {"bytes": asset.get("file:size"), "checksum": _checksum(asset.get("file:checksum") or "")}
-        fields |= {"url": asset.get("href")}
-        if not (fields["url"] and fields["bytes"]):
-            about["why"] = "without a download"
+        found = row(
+            name,
+            sensor,
+            time=pd.to_datetime(properties.get("start_datetime") or properties["datetime"], utc=True).tz_localize(None),
+            track=str(properties.get("sat:relative_orbit") or ""),
+            cloud_cover=None if cloud is None else round(cloud / 100, 4),
+            footprint=shapely.geometry.shape(item["geometry"]),
+            version=name.split("_")[3] if sensor == "optical" else made,
+            bytes=asset.get("file:size"),
+            checksum=_checksum(asset.get("file:checksum") or ""),
+            url=asset.get("href"),
+        )
+        if not (found["url"] and found["bytes"]):
+            found["why"] = "without a download"
         elif sensor == "sar" and properties.get("sar:instrument_mode") != "IW":
-            about["why"] = "in another mode than IW"
+            found["why"] = "in another mode than IW"
         elif sensor == "sar" and not {"VV", "VH"} <= set(properties.get("sar:polarizations") or ()):
-            about["why"] = "without both VV and VH"
+            found["why"] = "without both VV and VH"
         else:
-            known = {"product": name, "sensor": sensor, "covered": 0.0} | about | fields
-            Product.model_validate({key: known[key] for key in Product.model_fields})
-        return row(name, sensor, **about) | fields
+            Product.model_validate({key: found[key] for key in Product.model_fields})
+        return found
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError):
         return row(name, sensor, why="with a value that is missing or cannot be")
 
@@ -229,7 +235,7 @@ def _checksum(text: str) -> str:
     return ""
 
 
-def _table(rows: Sequence[Mapping]) -> pd.DataFrame:
+def _table(rows: Iterable[Mapping]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(Product.model_fields)).astype({"cloud_cover": float})
     table["time"] = pd.to_datetime(table.time).astype("datetime64[us]")
     return table.sort_values(["sensor", "time", "product"], ignore_index=True)
@@ -238,27 +244,26 @@ def _table(rows: Sequence[Mapping]) -> pd.DataFrame:
 # The lock file
 
 
-def write_lock(table: pd.DataFrame, path: str | Path, *, renew: bool = False, speed: float = SPEED) -> Path:
+def write_lock(table: pd.DataFrame, path: str | Path, *, renew: bool = False) -> Path:
     """Write the products of a table into a lock file: the dry run, which fetches nothing.
 
-    `speed` is that of the line, bytes a second. The same table gives the same file.
-    Raises ValueError where the file is there and lists other products, unless `renew`.
+    The same table gives the same file. Raises ValueError where the file is there and lists other products, unless
+    `renew`.
     """
     path, table = Path(path), _table(table.to_dict("records"))
-    products = _products(table.astype(object).where(table.notna(), None).to_dict("records"), path)
-    if path.is_file() and not renew:
-        new, old = set(products), set(read_lock(path))
-        if changed := sorted({product.product for product in new ^ old}):
-            raise ValueError(
-                f"{path} lists other products: {', '.join(changed[:3])} ({len(changed)} in all) come, go or change; "
-                "keep the file, or renew it with renew=True."
-            )
-    total = sum(product.bytes for product in products)
-    days = round(total / speed / 86400, 3)
-    record = {"version": 1, "total_bytes": total, "megabits_per_second": round(speed * 8e-6, 1), "days": days}
-    text = yaml.safe_dump(record | {"products": [each.model_dump(mode="json") for each in products]}, sort_keys=False)
+    total = int(table.bytes.sum())
+    days = round(total / SPEED / 86400, 3)
+    record = {"version": 1, "total_bytes": total, "megabits_per_second": SPEED * 8e-6, "days": days}
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    lock = data.checked(Lock, record | {"products": rows}, path)
+    if path.is_file() and not renew and (changed := {each.product for each in {*lock.products} ^ {*read_lock(path)}}):
+        raise ValueError(
+            f"{path} lists other products: {', '.join(sorted(changed)[:3])} ({len(changed)} in all) come, go or "
+            "change; keep the file, or renew it with renew=True."
+        )
+    text = yaml.safe_dump(lock.model_dump(mode="json"), sort_keys=False)
     path.write_text(f"# What to download for a region: read this before the download.\n{text}", "utf-8")
-    log.info("%s: %d products, %.1f GB, %.2f days of download", path, len(products), total / 1e9, days)
+    log.info("%s: %d products, %.1f GB, %.2f days of download", path, len(rows), total / 1e9, days)
     return path
 
 
@@ -267,25 +272,7 @@ def read_lock(path: str | Path) -> list[Product]:
 
     Raises FileNotFoundError where there is none, ValueError with a sentence that names the product and the key.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no lock file {path}: write one from a search first.")
-    try:
-        record = yaml.safe_load(path.read_text("utf-8"))
-        if record["version"] == 1:
-            return _products(record["products"], path)
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path} is not a lock file of version 1: write it again from a search.")
-
-
-def _products(rows, path: Path) -> list[Product]:
-    try:
-        return TypeAdapter(list[Product]).validate_python(rows)
-    except ValidationError as error:
-        first = error.errors()[0]
-        number, *key = first["loc"] or (0,)
-    raise ValueError(f"{path}, product {number + 1}{''.join(f', key {k!r}' for k in key)}: {first['msg']}.")
+    return data.read_yaml(Lock, Path(path), "write one from a search first").products
 
 
 # Download
@@ -308,21 +295,19 @@ def download(lock: str | Path, folder: str | Path, *, identity: str = IDENTITY) 
             "(and as much again to unpack): free space or choose another folder."
         )
     session = _Session(identity)
-    login = _Bearer(session)
     for product in missing:
-        _obtain(session, login if session.is_own(product.url) else None, product, folder / product.file)
+        _obtain(session, product, folder / product.file)
     return [folder / product.file for product in products]
 
 
-def _obtain(session: "_Session", login: "_Bearer | None", product: Product, path: Path) -> None:
+def _obtain(session: "_Session", product: Product, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     if path.exists():
-        path.replace(data._aside(path, data._sha256(path)))
+        data.put_aside(path, path)
         log.warning("%s is wrong, is kept beside its place and is downloaded again.", path)
-    look = {"desc": product.product, "unit": "B", "unit_scale": True, "leave": False, "disable": not project.watched()}
     for _ in range(2):
-        with tqdm(total=product.bytes, **look) as bar:
-            _fill(session, login, product, part, bar)
+        with data.bar(product.product, product.bytes) as bar:
+            _fill(session, product, part, bar)
         if _is_right(part, product):
             part.replace(path)
             return
@@ -333,13 +318,13 @@ def _obtain(session: "_Session", login: "_Bearer | None", product: Product, path
     )
 
 
-def _fill(session: "_Session", login: "_Bearer | None", product: Product, part: Path, bar: tqdm) -> None:
+def _fill(session: "_Session", product: Product, part: Path, bar: tqdm) -> None:
     """Bring a part to the product's size, asking for the rest after every cut; gives up after pauses without gain."""
     waits = iter(PAUSES)
     while (have := _size(part)) < product.bytes:
         bar.reset(product.bytes)
         bar.update(have)
-        reason, hint = _take(session, login, product, part, bar), "run it again, it goes on where it stopped"
+        reason, hint = _take(session, product, part, bar), "run it again, it goes on where it stopped"
         if refusal := re.fullmatch(r"the server answered (4(?!29)\d\d)", reason):
             hint = HOW_TO_LOG_IN if refusal[1] in ("401", "403") else "write the lock file again from a new search"
         elif _size(part) > have:
@@ -351,18 +336,18 @@ def _fill(session: "_Session", login: "_Bearer | None", product: Product, part: 
         raise DataUnavailable(f"{product.product} could not be downloaded ({reason}): {hint}.")
 
 
-def _take(session: "_Session", login: "_Bearer | None", product: Product, part: Path, bar: tqdm) -> str:
-    """Ask once for what a part lacks and append it; why the answer was not whole, empty where it was."""
-    have = _size(part)
+def _take(session: "_Session", product: Product, part: Path, bar: tqdm) -> str:
+    """Ask once for what a part lacks and append it; why the answer was not whole."""
+    have, auth = _size(part), session.show_token if session.is_own(product.url) else None
     rest = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        with session.get(product.url, auth=login, headers=rest, stream=True, timeout=TIMEOUT) as answer:
-            if answer.status_code == 401 and login and login.renew():
-                return _take(session, login, product, part, bar)
+        with session.get(product.url, auth=auth, headers=rest, stream=True, timeout=TIMEOUT) as answer:
+            if answer.status_code == 401 and session.accepted:  # it has expired
+                session.token, session.accepted = "", False
+                return _take(session, product, part, bar)
             if answer.status_code not in (200, 206):
                 return f"the server answered {answer.status_code}"
-            if login:
-                login.accepted = True
+            session.accepted = True
             ranged = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
             with part.open("r+b" if have else "wb") as file:
                 file.seek(min(int(ranged[1]), have) if ranged else 0)  # an answer to a range may be the whole
@@ -372,7 +357,7 @@ def _take(session: "_Session", login: "_Bearer | None", product: Product, part: 
                     if file.tell() > product.bytes:
                         break
     except requests.RequestException as error:
-        return data._reason(error)
+        return data.reason(error)
     return "it sent less than the lock file says"
 
 
@@ -386,23 +371,25 @@ def _is_right(path: Path, product: Product) -> bool:
 
 
 def _check_online(address: str) -> None:
-    if os.environ.get("CROPNB_OFFLINE", "0") not in ("", "0"):
+    if data.is_offline():
         raise DataUnavailable(f"CROPNB_OFFLINE forbids the network, and {urlsplit(address).hostname} needs it.")
 
 
 class _Session(requests.Session):
     """Asks busy servers again, after the pause they ask for; shows a token to the identity service's domain only."""
 
-    def __init__(self, identity: str = IDENTITY):
+    def __init__(self, identity: str = IDENTITY) -> None:
         super().__init__()
-        self.identity, self.auth = identity, lambda request: request  # else netrc's default goes to every host
-        busy = {"status_forcelist": (429, 502, 503, 504), "raise_on_status": False, "allowed_methods": None}
-        patience = Retry(None, connect=0, read=0, status=5, other=0, backoff_factor=1, retry_after_max=300, **busy)
+        self.identity, self.token, self.accepted = identity, "", False
+        self.auth = lambda request: request  # else netrc's default goes to every host
+        busy: dict[str, Any] = {"status_forcelist": (429, 502, 503, 504), "raise_on_status": False}
+        busy |= {"backoff_factor": 1, "retry_after_max": 300, "allowed_methods": None}
+        patience = HTTPAdapter(max_retries=Retry(total=None, connect=0, read=0, status=5, other=0, **busy))
         for prefix in ("https://", "http://"):
-            self.mount(prefix, HTTPAdapter(max_retries=patience))
+            self.mount(prefix, patience)
 
-    def send(self, request, **options):
-        _check_online(request.url)
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        _check_online(str(request.url))
         return super().send(request, **options)
 
     def is_own(self, url: str) -> bool:
@@ -412,52 +399,39 @@ class _Session(requests.Session):
         other = here.scheme == home.scheme == "https" and "." in domain and f".{here.hostname}".endswith(f".{domain}")
         return other or (here.scheme, here.netloc) == (home.scheme, home.netloc)
 
-    def rebuild_auth(self, prepared_request, response) -> None:
-        if not self.is_own(prepared_request.url):
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        if not self.is_own(str(prepared_request.url)):
             prepared_request.headers.pop("Authorization", None)
 
-
-class _Login(requests.auth.AuthBase):
-    """Fills the form of a log-in. The only place that reads the password; nothing that it touches is ever shown."""
-
-    def __call__(self, request):
-        user, password = os.environ.get("CDSE_USERNAME"), os.environ.get("CDSE_PASSWORD")
-        if not (user and password):
-            user, password = get_netrc_auth(request.url) or ("", "")
-        if not (user and password):
-            raise DataUnavailable(f"There are no credentials: {HOW_TO_LOG_IN}.")
-        form = {"client_id": "cdse-public", "grant_type": "password", "username": user, "password": password}
-        request.prepare_body(form, None)
+    def show_token(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Show a token, fetched where there is none."""
+        self.token = self.token or self._log_in()
+        request.headers["Authorization"] = f"Bearer {self.token}"
         return request
 
-
-class _Bearer(requests.auth.AuthBase):
-    """Shows a token, fetched where there is none."""
-
-    def __init__(self, session: _Session):
-        self._session, self._token, self.accepted = session, "", False
-
-    def __call__(self, request):
-        self._token = self._token or self._fetch()
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-    def renew(self) -> bool:
-        """Forget a refused token, for the next request to fetch another; False where it never was accepted."""
-        expired, self._token, self.accepted = self.accepted, "", False
-        return expired
-
-    def _fetch(self) -> str:
+    def _log_in(self) -> str:
         # What the service answers may repeat what it was sent, so nothing of it is passed on but the status.
         try:
-            answer = self._session.post(self._session.identity, auth=_Login(), timeout=TIMEOUT, allow_redirects=False)
+            answer = self.post(self.identity, auth=_fill_form, timeout=TIMEOUT, allow_redirects=False)
             reason = f"it answered {answer.status_code}"
             if answer.status_code == 200 and re.fullmatch(r"[\x21-\x7e]+", token := answer.json()["access_token"]):
                 return token
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-            reason = data._reason(error) if isinstance(error, requests.ConnectionError) else "no token in the answer"
-        host = urlsplit(self._session.identity).hostname
+            reason = data.reason(error) if isinstance(error, requests.ConnectionError) else "no token in the answer"
+        host = urlsplit(self.identity).hostname
         raise DataUnavailable(f"{host} gave no access ({reason}): {HOW_TO_LOG_IN}.")
+
+
+def _fill_form(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Fill the form of a log-in. The only place that reads the password; nothing that it touches is ever shown."""
+    user, password = os.environ.get("CDSE_USERNAME"), os.environ.get("CDSE_PASSWORD")
+    if not (user and password):
+        user, password = get_netrc_auth(str(request.url)) or ("", "")
+    if not (user and password):
+        raise DataUnavailable(f"There are no credentials: {HOW_TO_LOG_IN}.")
+    form = {"client_id": "cdse-public", "grant_type": "password", "username": user, "password": password}
+    request.prepare_body(form, None)
+    return request
 
 
 # Unpack

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,16 @@ PASS = pd.Timedelta(minutes=10)  # a satellite comes back after ninety; over mid
 
 def row(product: str, sensor: str, **about: Any) -> dict:
     """A product as the rules see it; `why` it is not used is empty where it is."""
-    known = {"time": pd.NaT, "track": "", "cloud_cover": np.nan, "version": "", "footprint": shapely.Polygon()}
+    known = {"time": pd.NaT, "track": "", "cloud_cover": None, "version": "", "footprint": shapely.Polygon()}
     return {"product": product, "sensor": sensor, "covered": 0.0, "why": ""} | known | about
 
 
 def choose(
     rows: Sequence[dict],
     area: shapely.Geometry,
+    what: str,
     *,
-    season: Sequence,
+    season: Sequence[date],
     orbits: Sequence[int] = (),
     max_cloud: float = 1.0,
     dates: int = 0,
@@ -32,6 +34,7 @@ def choose(
 
     Of several processings of the same data the newest is used. Products of one pass are one acquisition: it is used
     where they cover the area together. `dates` passes, spread evenly, are used; all where 0.
+    Raises ValueError where none can be used: `what`, and why.
     """
     for each in rows:
         each["footprint"] = shapely.make_valid(each["footprint"]).intersection(area)
@@ -39,49 +42,48 @@ def choose(
         if not each["why"] and pd.isna(each["time"]):
             each["why"] = "without a time"
     fit = sorted((each for each in rows if not each["why"]), key=lambda each: (each["time"], each["product"]))
-    for each in fit:
-        (start, data), others = _data(each), [(_data(other), other) for other in fit]
-        same = [other for (time, name), other in others if name == data and abs(time - start) <= SLICE]
-        if each["version"] < max(o["version"] for o in same):
+    named = [(each, *_data(each)) for each in fit]
+    for each, start, data in named:
+        newest = max(o["version"] for o, time, other in named if other == data and abs(time - start) <= SLICE)
+        if each["version"] < newest:
             each["why"] = "of an older processing"
         elif not each["covered"]:
             each["why"] = "off the region"
-        elif each["sensor"] == "optical" and not each["cloud_cover"] <= max_cloud:
-            unknown = np.isnan(each["cloud_cover"])
-            each["why"] = "of unknown cloud cover" if unknown else f"above {max_cloud:.0%} cloud"
+        elif each["sensor"] == "optical" and each["cloud_cover"] is None:
+            each["why"] = "of unknown cloud cover"
+        elif each["sensor"] == "optical" and each["cloud_cover"] > max_cloud:
+            each["why"] = f"above {max_cloud:.0%} cloud"
     passes: list[list[dict]] = []
     for each in (each for each in fit if not each["why"]):
         if passes and each["time"] - passes[-1][-1]["time"] <= PASS:
             passes[-1].append(each)
         else:
             passes.append([each])
-    whole = []
+    first, last = (pd.Timestamp(day) for day in season)
     for one in passes:
-        why, union = "", shapely.union_all([each["footprint"] for each in one])
-        if not pd.Timestamp(season[0]) <= one[0]["time"] < pd.Timestamp(season[1]) + pd.Timedelta(days=1):
-            why = "out of the season"
-        elif orbits and not {each["track"] for each in one} & set(map(str, orbits)):
-            why = "of another track"
+        union, tracks = shapely.union_all([each["footprint"] for each in one]), {each["track"] for each in one}
+        if not first <= one[0]["time"] < last + pd.Timedelta(days=1):
+            _tell(one, "out of the season")
+        elif orbits and one[0]["sensor"] == "sar" and not tracks & set(map(str, orbits)):
+            _tell(one, "of another track")
         elif union.area < min_covered * area.area:
-            why = f"cover less than {min_covered:.0%} of the region"
-        for each in one:
-            each["why"] = why
-        whole += [] if why else [one]
-    count = min(dates or len(whole), len(whole))
-    kept = set(np.linspace(0, len(whole) - 1, count).round().astype(int)) if whole else set()
-    for i, one in enumerate(whole):
-        for each in one:
-            each["why"] = "" if i in kept else f"more than the {dates} dates that are wanted"
-    return [one for i, one in enumerate(whole) if i in kept]
+            _tell(one, f"cover less than {min_covered:.0%} of the region")
+    whole = [one for one in passes if not one[0]["why"]]
+    if not whole:
+        counted = sorted(Counter(each["why"] for each in rows).items())
+        why = ", ".join(f"{count} {reason}" for reason, count in counted) or "it lists none"
+        smaller = ", or draw the bounds inside what they cover" if "cover less" in why else ""
+        season = f"from {first:%Y-%m-%d} to {last:%Y-%m-%d}"
+        raise ValueError(f"{what} {season} ({why}): widen the season or the rules of selection{smaller}.")
+    kept = np.linspace(0, len(whole) - 1, min(dates or len(whole), len(whole))).round()
+    for one in (one for i, one in enumerate(whole) if i not in kept):
+        _tell(one, f"more than the {dates} dates that are wanted")
+    return [one for one in whole if not one[0]["why"]]
 
 
-def refuse(rows: Sequence[dict], what: str, season: Sequence) -> None:
-    """Raise ValueError: nothing can be used, and why."""
-    counted = Counter(each["why"] for each in rows)
-    why = ", ".join(f"{count} {reason}" for reason, count in sorted(counted.items())) or "it lists none"
-    smaller = ", or draw the bounds inside what they cover" if "cover less" in why else ""
-    first, last = (f"{pd.Timestamp(day):%Y-%m-%d}" for day in season)
-    raise ValueError(f"{what} from {first} to {last} ({why}): widen the season or the rules of selection{smaller}.")
+def _tell(one: Sequence[dict], why: str) -> None:
+    for each in one:
+        each["why"] = why
 
 
 def _data(each: dict) -> tuple[pd.Timestamp, tuple[str, ...]]:

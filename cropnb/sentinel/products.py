@@ -1,7 +1,7 @@
 """Which products of a region are used, and why the others are not: one set of rules for a search and for a folder."""
 
+import glob
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -20,7 +20,7 @@ from rasterio.features import shapes
 
 from cropnb import acquisitions, data, files, rasters, schema
 from cropnb.sentinel import catalogue, optical, slc
-from cropnb.sentinel.choice import choose, refuse, row
+from cropnb.sentinel.choice import choose, row
 
 DONE = "done.json"  # what an attempt has brought
 COLUMNS = ["product", "sensor", "time", "track", "cloud_cover", "covered", "why"]
@@ -38,13 +38,12 @@ def bring(region: schema.Measured, grid: GeoBox, folder: Path) -> list[dict]:
     ValueError
         Where a sensor has nothing to use, and what `optical.write` and `slc.write` raise.
     """
-    source, area = region.folder(), shapely.box(*grid.boundingbox.bbox)
+    source, area, rules = region.folder(), shapely.box(*grid.boundingbox.bbox), region.rules()
     dem = region.place(region.dem) if region.dem else source / "dem.tif"
-    rules: dict = {"sar": region.sentinel1, "optical": region.sentinel2}
     inside = {path for file in data.fetch(region.dataset).values() for path in file.parents} if region.dataset else ()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as room:
-        held = [(path, origin) for path, origin in _held(source, Path(room), region.season) if rules[_sensor(path)]]
+        held = [(path, origin) for path, origin in _held(source, Path(room), region.season) if _sensor(path) in rules]
         held = [each for each in held if not inside or each[0] in inside]
         if not held:
             raise FileNotFoundError(f"{source} holds no product (*.SAFE): python -m cropnb.sentinel fetch brings them.")
@@ -55,13 +54,10 @@ def bring(region: schema.Measured, grid: GeoBox, folder: Path) -> list[dict]:
         done = _earlier(folder, [origin for _, origin in held] + [dem] * dem.is_file(), region, grid)
         rows = [_row(path, grid) for path, _ in held]
         for sensor in dict.fromkeys(each["sensor"] for each in rows):
-            options = {"season": region.season, "dates": rules[sensor].dates}
-            options |= {"orbits": rules[sensor].orbits} if sensor == "sar" else {"max_cloud": rules[sensor].max_cloud}
             mine = [each for each in rows if each["sensor"] == sensor]
-            passes = choose(mine, area, **options)
-            if not passes:
-                refuse(mine, f"{source} has no {sensor} acquisition to use", region.season)
-            for paths in ([each["path"] for each in one] for one in passes):
+            what = f"{source} has no {sensor} acquisition to use"
+            for one in choose(mine, area, what, season=region.season, **rules[sensor].model_dump()):
+                paths = [each["path"] for each in one]
                 if (name := " ".join(path.name for path in paths)) in done["products"]:
                     continue
                 if sensor == "optical":
@@ -99,18 +95,11 @@ def _held(source: Path, room: Path, season: Sequence) -> Iterator[tuple[Path, Pa
 
     They are SAFE folders, zips of them (unpacked into `room`), and radar that other tools made.
     """
-    found: dict[str, Path] = {}
-    zips: list[Path] = []
-    for place, folders, names in os.walk(source, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in [name for name in folders if name.endswith(".SAFE")]:
-            folders.remove(name)
-            found.setdefault(name, Path(place, name))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            if re.fullmatch(r"S1_\d{8}T\d{4}_(C2|FEATURES)\.tif", name):
-                found.setdefault(name, Path(place, name))
-            zips += [Path(place, name)] if name.endswith(".zip") else []
-    for path in zips:
+    within = glob.glob(f"{glob.escape(str(source))}/**/*", recursive=True)  # follows links, passes over hidden files
+    paths = [Path(name) for name in sorted(within) if "/__MACOSX" not in name]
+    made = re.compile(r"S1_\d{8}T\d{4}_(C2|FEATURES)\.tif|.*\.SAFE")
+    found = {path.name: path for path in reversed(paths) if made.fullmatch(path.name)}
+    for path in (path for path in paths if path.suffix == ".zip"):
         try:
             with zipfile.ZipFile(path) as archive:
                 name = archive.namelist()[0].split("/")[0]
