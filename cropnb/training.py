@@ -81,8 +81,9 @@ def train(
     class_weight: Sequence[float] | np.ndarray | None = None,
     batch_size: int = 128,
     progress: bool | None = None,
+    monitor: str = "val_accuracy",
 ) -> pd.DataFrame:
-    """Fit `model` in place and leave it with the weights of its best validation accuracy.
+    """Fit `model` in place and leave it with the weights of its best validation.
 
     Parameters
     ----------
@@ -102,6 +103,8 @@ def train(
         Samples in a batch, where arrays are given.
     progress
         Show a bar on stderr; by default where somebody watches.
+    monitor
+        What of the validation counts, ``val_accuracy`` or ``val_loss``.
 
     Returns
     -------
@@ -122,7 +125,8 @@ def train(
         metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
     )
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
-    best = keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=patience, restore_best_weights=True)
+    mode = "min" if monitor.endswith("loss") else "max"
+    best = keras.callbacks.EarlyStopping(monitor, mode=mode, patience=patience, restore_best_weights=True)
     callbacks = [_StopAtNaN(), best]
     if project.watched() if progress is None else progress:
         callbacks.append(_progress_bar(model.name))

@@ -174,15 +174,17 @@ def test_a_verdict_says_what_its_interval_says(low, width, paper, margin):
         assert max(abs(low), abs(high)) < margin
 
 
-def test_power_is_that_of_a_normal_test():
-    rng = np.random.default_rng(0)
-    half, paper = 0.03, 0.05
-    found = rng.normal(paper, half / 1.96, 100_000)
-    assert comparison.power(-half, half, paper)["power"] == pytest.approx((found > half).mean(), abs=0.005)
-    assert comparison.power(0.2, 0.2 + 2 * half, -paper) == pytest.approx(comparison.power(-half, half, paper))
-    visible = comparison.power(-half, half, paper)["visible"]
-    assert comparison.power(-half, half, visible)["power"] == pytest.approx(0.8)
-    assert np.isnan(list(comparison.power(0.1, 0.1, paper).values())).all()  # no spread, no power
+def test_power_is_that_of_a_t_test():
+    rng, blocks = np.random.default_rng(0), 9
+    means = rng.normal(0.05, 0.02 / 3, 100_000)
+    halves = 2.306 * 0.02 / 3 * np.sqrt(rng.chisquare(blocks - 1, 100_000) / (blocks - 1))
+    found = comparison.power(2.306 * 0.02 / 3, 0.02 / 3, blocks - 1, 0.05)
+    assert found["power"] == pytest.approx((means > halves).mean(), abs=0.005)
+    assert comparison.power(0.03, 0.01, 8, -0.05) == pytest.approx(comparison.power(0.03, 0.01, 8, 0.05))
+    assert comparison.power(0.03, 0.01, 8, found["visible"])["power"] < 0.8  # a wider interval sees less
+    again = comparison.power(2.306 * 0.02 / 3, 0.02 / 3, blocks - 1, found["visible"])
+    assert again["power"] == pytest.approx(0.8)
+    assert np.isnan(list(comparison.power(0.0, 0.0, 8, 0.05).values())).all()  # no spread, no power
 
 
 def test_a_claim_needs_all_its_parts():

@@ -1,141 +1,183 @@
 """One replicate of the experiment: a county, a training sample and first weights, all new; a row a cell and measure.
 
-Usage: python workflow/replicate.py REPLICATE FOLDER [--size M] [--network tcnn ...] [--features NAME ...]
+Usage: python workflow/replicate.py NUMBER FILE PLAN, the plan as JSON: what a profile says under ``replicates``.
 
-FOLDER gets ``<replicate>.parquet``: the counts and accuracies of this replicate on its own test parcels. What it
-was made from is deleted again: the same number gives it back. `--collect` joins the files there to one table.
+FILE gets the accuracies on the replicate's own test parcels. What they were made from is deleted again, since the same
+number gives it back; a replicate that was interrupted goes on with the cell where it stopped, and a cell that failed
+says why and stops no other.
 """
 
-import argparse
+import json
 import logging
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from chapters import recorded
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
-from cropnb import cube, evaluation, files, regions, samples, scenarios, split, twin
+from cropnb import batches, cube, evaluation, files, models, regions, samples, scenarios, split, training, twin
 from cropnb.evaluation import replicates
 
 log = logging.getLogger("replicate")
-PIXELS = {"train": 4, "validation": 1, "test": 3}  # of a parcel; an epoch of training sees one of the four
+PIXELS = {"train": 4, "validation": 1, "test": 3}  # of a parcel; a batch of training shows one of the four
 WINDOWS = {"centre": 1, "5x5": 5}
+ALL = [*models.DISPLAY_NAMES]
 
 
-def main() -> None:
-    """Run a replicate, or collect those that ran."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("replicate", type=int)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", type=float, default=14_000)
-    parser.add_argument("--network", nargs="*", default=[])
-    parser.add_argument("--features", nargs="+", default=["optical+m-chi", "optical+backscatter"])
-    parser.add_argument("--width", type=float, default=0.125)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--patience", type=int, default=10)
-    parser.add_argument("--spread", type=float, default=1.0)
-    parser.add_argument("--collect", action="store_true")
-    options = parser.parse_args()
-    if options.collect:
-        parts = sorted(options.folder.glob("[0-9]*.parquet"))
-        with files.whole(options.folder / "replicates.parquet") as part:
-            pd.concat(map(pd.read_parquet, parts), ignore_index=True).to_parquet(part, index=False)
-        return
+def main(number: int, file: Path, plan: dict) -> None:
+    """Run a replicate, or what is left of it."""
+    part = file.with_suffix(".part")
+    known = recorded(part)
+    cells = known["cells"] if known.get("plan") == plan else []
     with tempfile.TemporaryDirectory() as scratch:
-        rows = run(Path(scratch), options)
-    with files.whole(options.folder / f"{options.replicate}.parquet") as part:
-        pd.DataFrame(rows).to_parquet(part, index=False)
+        try:
+            done = {(cell["model"], cell["features"], cell["augmentation"]) for cell in cells}
+            for cell in run(number, plan, done, Path(scratch)):
+                cells.append(cell)
+                files.write_json(part, {"plan": plan, "cells": cells})
+        except Exception as error:  # a replicate that is missing is shown, and stops no other
+            log.exception("replicate %d", number)
+            cells.append(
+                {"model": "", "features": "", "augmentation": "", "failed": f"{type(error).__name__}: {error}"}
+            )
+    failed = "; ".join(cell["failed"] for cell in cells if cell["failed"])
+    files.write_json(file, {"replicate": number, "plan": plan, "failed": failed, "cells": cells})
+    part.unlink(missing_ok=True)
 
 
-def run(scratch: Path, options: argparse.Namespace) -> list[dict]:
-    """Rows of a replicate: every baseline and network on every feature set."""
-    seed, rows = 1000 + options.replicate, []
-    region = twin.write(
-        scratch / "region", size=options.size, seed=seed, block_size=1000, spread=options.spread, covariance=True
-    )
+class Parcels(batches.PatchDataset):
+    """Training samples that are parcels: each time one of a parcel's pixels, by chance."""
+
+    def __init__(self, array: np.ndarray, table: pd.DataFrame, classes: list[str], **options) -> None:
+        super().__init__(array, table[table["pick"] == 0], classes, shuffle=True, **options)
+        of_parcel = {number: part[["row", "col"]].to_numpy() for number, part in table.groupby("parcel_id")}
+        self.pixels = [of_parcel[number] for number in self.samples["parcel_id"]]
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patches of parcels and their one-hot labels."""
+        rng = np.random.default_rng([self.seed, *positions])
+        pixels = np.array([rng.choice(self.pixels[position]) for position in positions])
+        patches = samples.gather(self.array, *pixels.T, self.size)
+        return patches, np.eye(len(self.classes), dtype=np.float32)[self.labels[positions]]
+
+
+def run(number: int, plan: dict, done: set[tuple], scratch: Path) -> Iterator[dict]:
+    """A cell and its scores, for every baseline and network that is not `done` yet."""
+    seed = 1000 + number
+    region = twin.write(scratch / "region", size=plan["size"], seed=seed, covariance=True)
     built = cube.build(region, scratch / "cube.zarr")
-    classes = list(regions.read_record(region)["crop_shares"])
     reference = split.reference(region, 1000)
     table = replicates.units(reference, cube.complete(built).values, PIXELS, seed)
-    for features in options.features:
+    sets, classes = dict(iter(table.groupby("set"))), list(regions.read_record(region)["crop_shares"])
+    parcels = {f"{name}_parcels": len(rows["parcel_id"].unique()) for name, rows in sets.items()}
+    first = sets["train"][sets["train"]["pick"] == 0]
+    for features, jobs in cells(plan, classes, reference["parcel"].values, seed).items():
+        jobs = {name: job for name, job in jobs.items() if (name[0], features, name[1]) not in done}
+        if not jobs:
+            continue
         steps = scenarios.scenario(built, features)
-        first = table[(table["set"] == "train") & (table["pick"] == 0)]
         scaler = scenarios.fit_scaler(steps, first["row"], first["col"], "standard")
         array = samples.materialise(scenarios.scale(steps, scaler))
-        for model, predicted, seconds in [*baselines(array, table, reference, seed), *networks(array, table, options)]:
-            test = table[table["set"] == "test"]
-            names = np.asarray(classes)[predicted] if predicted.dtype.kind in "iu" else predicted
-            scores = evaluation.scores(test["crop"], names, classes)
-            counts = {"parcels": test["parcel_id"].nunique(), "training_parcels": len(first), "seconds": seconds}
-            rows += [
-                {"replicate": options.replicate, "model": model, "features": features, "augmentation": "none"}
-                | {"measure": measure, "value": float(value)}
-                for measure, value in (scores.to_dict() | counts).items()
-            ]
-            log.info("%s %s %.3f", features, model, scores["overall_accuracy"])
-    return rows
+        for (model, augmentation), job in jobs.items():
+            cell = {"model": model, "features": features, "augmentation": augmentation, "failed": ""}
+            start = time.process_time()
+            try:
+                predicted, further = job(array, sets)
+            except (ArithmeticError, MemoryError, ValueError) as error:
+                yield cell | {"failed": f"{type(error).__name__}: {error}"}
+                continue
+            scores = evaluation.scores(sets["test"]["crop"], predicted, classes).to_dict()
+            scores |= parcels | further | {"seconds": time.process_time() - start}
+            log.info("%d %s %s %s %.3f %s", number, features, model, augmentation, scores["overall_accuracy"], further)
+            yield cell | {"scores": {name: float(value) for name, value in scores.items()}}
 
 
-def baselines(array: np.ndarray, table: pd.DataFrame, reference, seed: int):
-    """(name, predicted crops of the test pixels, seconds) of each rule on the centre pixel, the mean of a window
-    and, for the discriminant, the mean of the parcel, which only an oracle of its borders has."""
-    train = table[(table["set"] == "train") & (table["pick"] == 0)]
-    test = table[table["set"] == "test"]
+def cells(plan: dict, classes: list[str], parcel: np.ndarray, seed: int) -> dict[str, dict[tuple, Callable]]:
+    """What is to be done for each set of features: (model, augmentation) -> a function of array and sets.
+
+    Baselines see the centre pixel or the mean of a window; the discriminant also the mean of the parcel, which only an
+    oracle of its borders has. Every network has the same batches, the same stopping rule and the same cap.
+    """
     rules = {
         "discriminant": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
         "forest": RandomForestClassifier(200, random_state=seed),
         "boosting": HistGradientBoostingClassifier(random_state=seed),
     }
-    seen = {name: [_window(array, part, size) for part in (train, test)] for name, size in WINDOWS.items()}
-    seen["parcel"] = [_parcel(array, part, reference["parcel"].values) for part in (train, test)]
-    for where, (x, new) in seen.items():
-        for name, rule in rules.items() if where != "parcel" else [("discriminant", rules["discriminant"])]:
-            start = time.process_time()
-            yield f"{name}, {where}", rule.fit(x, train["crop"]).predict(new), time.process_time() - start
+    views: dict[str, Callable] = {name: window(size) for name, size in WINDOWS.items()}
+    seen = [*product(rules, views), ("discriminant", "parcel")]
+    views["parcel"] = of_parcels(parcel)
+    found: dict[str, dict[tuple, Callable]] = {}
+    for entry in plan["cells"]:
+        for features, treatment, name in product(
+            as_list(entry["features"]), as_list(entry.get("augmentation", "none")), as_list(entry.get("networks", ALL))
+        ):
+            jobs = {(f"{rule}, {view}", "none"): fit(rules[rule], views[view]) for rule, view in seen}
+            found.setdefault(features, jobs)[models.DISPLAY_NAMES[name], treatment] = train(
+                name, treatment, classes, plan, seed
+            )
+    return found
 
 
-def networks(array: np.ndarray, table: pd.DataFrame, options: argparse.Namespace):
-    """(name, predicted crops of the test pixels, seconds) of each network; one pixel a parcel in an epoch."""
-    if not options.network:
-        return
-    from cropnb import batches, models, training
+def as_list(value) -> list:
+    """A value or a list of them as a list."""
+    return value if isinstance(value, list) else [value]
 
-    class OnePixel(batches.PatchDataset):
-        """In every epoch one pixel of each parcel, by chance."""
 
-        def _columns(self, rng):
-            order = rng.permutation(len(self.labels))
-            return (order[~self.samples["parcel_id"].iloc[order].duplicated().to_numpy()],)
+def fit(rule, view: Callable) -> Callable:
+    """A baseline: predictions of the test pixels, by one pixel of each training parcel."""
 
-    classes, seed = list(twin.CROP_SHARES), 1000 + options.replicate
-    sets = dict(iter(table.groupby("set")))
-    for name in options.network:
-        start = time.process_time()
+    def job(array, sets):
+        first = sets["train"][sets["train"]["pick"] == 0]
+        return rule.fit(view(array, first), first["crop"]).predict(view(array, sets["test"])), {}
+
+    return job
+
+
+def train(name: str, treatment: str, classes: list[str], plan: dict, seed: int) -> Callable:
+    """A network: predictions of the test pixels, the epochs it took, and whether it ended before the cap."""
+
+    def job(array, sets):
         training.prepare(seed)
-        network = models.get(name)((array.shape[2], 11, 11, 3), len(classes), options.width)
-        train = OnePixel(array, sets["train"], classes, batch_size=32, seed=seed, shuffle=True)
-        validation, test = (batches.PatchDataset(array, sets[name], classes) for name in ("validation", "test"))
-        training.train(network, train, validation, epochs=options.epochs, patience=options.patience, seed=seed)
-        yield name, network.predict(test, verbose=0).argmax(axis=1), time.process_time() - start
+        network = models.get(name)((array.shape[2], 11, 11, 3), len(classes), plan["width"])
+        parcels = Parcels(array, sets["train"], classes, batch_size=plan["batch_size"], seed=seed)
+        data, weights = batches.augment(treatment, parcels, seed=seed)
+        validation, test = (batches.PatchDataset(array, sets[part], classes) for part in ("validation", "test"))
+        options = {"epochs": plan["epochs"], "patience": plan["patience"], "seed": seed, "class_weight": weights}
+        history = training.train(network, data, validation, **options, monitor="val_loss")
+        predicted = np.asarray(classes)[network.predict(test, verbose=0).argmax(axis=1)]
+        return predicted, {"epochs": len(history), "converged": len(history) < plan["epochs"]}
+
+    return job
 
 
-def _window(array: np.ndarray, table: pd.DataFrame, size: int) -> np.ndarray:
-    """Mean of a window around each pixel (n, time x 3)."""
-    patches = samples.gather(array, table["row"].to_numpy(), table["col"].to_numpy(), size)
-    return patches.mean(axis=(2, 3)).reshape(len(table), -1)
+def window(size: int) -> Callable:
+    """Means of a window around each pixel (n, time x 3)."""
+
+    def view(array, table):
+        patches = samples.gather(array, table["row"], table["col"], size)
+        return patches.mean(axis=(2, 3)).reshape(len(table), -1)
+
+    return view
 
 
-def _parcel(array: np.ndarray, table: pd.DataFrame, parcel: np.ndarray) -> np.ndarray:
-    """Mean of the parcel of each pixel (n, time x 3)."""
-    flat, ids = array.reshape(-1, array.shape[2] * 3), parcel.ravel()
-    chosen = np.flatnonzero(np.isin(ids, table["parcel_id"]) & np.isfinite(flat).all(axis=1))
-    means = pd.DataFrame(flat[chosen]).groupby(ids[chosen]).mean()
-    return means.loc[table["parcel_id"]].to_numpy()
+def of_parcels(parcel: np.ndarray) -> Callable:
+    """Means of the parcel of each pixel (n, time x 3); `parcel (y, x)` has its number."""
+
+    def view(array, table):
+        chosen = np.isin(parcel, table["parcel_id"])
+        means = pd.DataFrame(array[chosen].reshape(chosen.sum(), -1)).groupby(parcel[chosen]).mean()
+        return means.loc[table["parcel_id"]].to_numpy()
+
+    return view
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()
+    main(int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.stats import nct
+from scipy.stats import t as student
 
 from cropnb import evaluation, models, runs
+from cropnb.evaluation import replicates
 
 PAPER = files("cropnb") / "resources" / "liu2023"
 TABLES = {
@@ -128,12 +131,16 @@ def joint(verdicts: Iterable[str]) -> str:
     return next((said for said in (EXCLUDES, OPEN, EQUIVALENT) if said in verdicts), SUPPORTS)
 
 
-def power(low: float, high: float, paper: float) -> dict[str, float]:
-    """What an interval's width alone lets see: ``visible``, the true difference that is told from zero with a
-    probability of 0.8, and ``power``, the probability for the `paper`'s number."""
-    z = norm.ppf((1 + evaluation.LEVEL) / 2)
-    spread = (high - low) / 2 / z or np.nan
-    return {"visible": (z + norm.ppf(0.8)) * spread, "power": norm.cdf(abs(paper) / spread - z)}
+def power(half: float, error: float, df: int, paper: float) -> dict[str, float]:
+    """What an interval can see, whatever it shows: by its half width, the `error` of its middle and their freedom.
+
+    ``visible`` is the true difference that is told from zero with a probability of 0.8, and ``power`` the probability
+    for the `paper`'s number; NaN without spread.
+    """
+    if not error > 0:
+        return {"visible": np.nan, "power": np.nan}
+    least = brentq(lambda effect: nct.sf(half / error, df, effect) - 0.8, 0, 10 * half / error + 10)
+    return {"visible": error * least, "power": float(nct.sf(half / error, df, abs(paper) / error))}
 
 
 def judge(
@@ -141,18 +148,35 @@ def judge(
 ) -> dict:
     """A claim that says all its `parts` (name -> difference) are above zero, for `table` and beside the paper's.
 
-    The intervals of several parts hold together, as of `simultaneous`.
+    `table` is of `draws` or of `replicates.table`. The intervals of several parts hold together. A part that needs a
+    training which had not converged in a replicate is `OPEN`, whatever its interval.
     """
-    values = [difference(table.mean("seed")) for difference in parts.values()]
-    stacked = xr.concat(values, pd.Index(parts, name="part"), coords="minimal", compat="override")
-    bounds = (simultaneous(stacked, "part") if len(parts) > 1 else interval(stacked)).to_pandas()
-    judged = []
+
+    def stack(cells: xr.DataArray) -> xr.DataArray:
+        values = [difference(cells) for difference in parts.values()]
+        return xr.concat(values, pd.Index(parts, name="part"), coords="minimal", compat="override")
+
+    if "replicate" in table.dims:
+        ended = table.where(~(table.sel(measure="converged", drop=True) == 0))
+        bounds, unfinished = replicates.intervals(stack(table)), np.isnan(stack(ended)) & ~np.isnan(stack(table))
+        more = {name: {"unfinished": int(unfinished.sel(part=name).sum())} for name in parts}
+        df = bounds["replicates"] - 1
+    else:
+        values, blocks = stack(table.mean("seed")), table.attrs["blocks"]
+        bounds = (simultaneous(values, "part") if len(parts) > 1 else interval(values)).to_pandas()
+        error = (bounds["high"] - bounds["low"]) / 2 / student.ppf((1 + evaluation.LEVEL) / 2, blocks - 1)
+        by_seed = {name: contrast(table, difference)["by_seed"] for name, difference in parts.items()}
+        more = {name: {"by_seed": seeds, "replicates": len(seeds)} for name, seeds in by_seed.items()}
+        bounds, df = bounds.assign(error=error), pd.Series(blocks - 1, bounds.index)
+    judged: list[dict[str, Any]] = []
     for name, difference in parts.items():
-        found, published = contrast(table, difference) | bounds.loc[name].to_dict(), float(difference(paper))
-        ends, seeds = (found["low"], found["high"]), found["by_seed"]
-        said = {"verdict": verdict(*ends, seeds, published, margin), "replicates": len(seeds), "margin": margin}
-        judged.append({"part": name, "paper": published, **found, **power(*ends, published), **said})
-    return {"claim": claim, "verdict": joint(str(part["verdict"]) for part in judged), "parts": judged}
+        part = bounds.loc[name].to_dict() | {"paper": float(difference(paper)), "margin": margin} | more[name]
+        low, high = part["low"], part["high"]
+        said = verdict(low, high, part.get("by_seed", ()), part["paper"], margin)
+        part["verdict"] = OPEN if part.get("unfinished") else said
+        judged.append({"part": name} | part | power((high - low) / 2, part["error"], df[name], part["paper"]))
+    unit = "replicates" if "replicate" in table.dims else "blocks"
+    return {"claim": claim, "verdict": joint(part["verdict"] for part in judged), "unit": unit, "parts": judged}
 
 
 def marks(values: xr.DataArray) -> dict[str, str]:
