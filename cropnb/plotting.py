@@ -197,13 +197,15 @@ def learning_curve(scores: pd.DataFrame, base: float, ax: Axes | None = None) ->
     Parameters
     ----------
     scores
-        Index (start, labelled), columns ("overall_accuracy", estimate, low and high), as fractions.
+        Index (start, labelled), columns ("overall_accuracy", estimate, low and high), as fractions; at most four
+        starts, numbers in their order.
     base
         Accuracy without any network, a dotted line.
     """
     ax = ax or plt.gca()
-    numbers = sorted(scores.index.unique("labelled"))
-    for i, (start, colour) in enumerate(zip(scores.index.unique("start"), ("#0072B2", "#D55E00"), strict=False)):
+    numbers = list(scores.index.unique("labelled"))
+    colours = ("#0072B2", "#D55E00", "#44AA99", "#882255")
+    for i, (start, colour) in enumerate(zip(scores.index.unique("start"), colours, strict=False)):
         part = 100 * scores.xs(start)["overall_accuracy"]
         at = [numbers.index(number) - 0.06 + 0.12 * i for number in part.index]
         ends = [part["estimate"] - part["low"], part["high"] - part["estimate"]]

@@ -33,7 +33,7 @@ def read(path: str | Path, *labelled: pd.Index) -> pd.DataFrame:
     table = table.reset_index(drop=table.index.names == [None])
     wanted = next((pixels for pixels in labelled if {*pixels.names} <= {*table}), None)
     if wanted is None:
-        choice = " or ".join(" and ".join(pixels.names) for pixels in labelled)
+        choice = " or ".join(" and ".join(map(str, pixels.names)) for pixels in labelled)
         raise ValueError(f"{path} does not name its pixels; add the column {choice}.")
     table = table.set_index(list(wanted.names))
     kinds = {str(column): kind for column, kind in table.dtypes.items()}
@@ -48,7 +48,7 @@ def read(path: str | Path, *labelled: pd.Index) -> pd.DataFrame:
     if len(absent := wanted.difference(table.index)):
         raise ValueError(f"{path} lacks {len(absent)} of {len(wanted)} labelled pixels, {absent[0]} first; add them.")
     vectors = table.loc[wanted].astype("float32")
-    if (wrong := ~np.isfinite(vectors).all(axis=1)).any():
+    if (wrong := ~np.isfinite(vectors.to_numpy()).all(axis=1)).any():
         raise ValueError(f"{path}: pixel {wanted[wrong][0]} has a value that is not finite; embed it again.")
     return vectors
 

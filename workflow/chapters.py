@@ -67,6 +67,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "epochs": (1, None),
     "patience": (1, None),
     "passes": (1, None),
+    "unlabelled": (100, None),
     "train_samples": (16, None),
     "validation_samples": (16, None),
     "test_samples": (16, None),
