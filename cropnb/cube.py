@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import rioxarray  # noqa: F401  (the .rio accessor)
 import xarray as xr
@@ -93,7 +92,7 @@ def build(
                 raise ValueError(f"{region_folder} has no usable {sensor} date: raise max_cloud or add acquisitions.")
             names = features_of(used.files.iloc[0])
             shape = len(names), len(used), len(y), len(x)
-            planes = _blocks(partial(readers[sensor], list(used.files)), shape, chunk)
+            planes = rasters.blocks(partial(readers[sensor], list(used.files)), shape, chunk)
             about, dims = FEATURES[sensor], ("time", "y", "x")
             group = xr.Dataset(
                 {name: (dims, plane, dict(about[name])) for name, plane in zip(names, planes, strict=True)},
@@ -212,18 +211,6 @@ def optical_reflectance(files: Mapping[str, Path], rows: slice, columns: slice) 
         planes[name] = plane.repeat(step, axis=0).repeat(step, axis=1)
     masked = np.isin(planes.pop("scl"), MASKED_CLASSES)
     return xr.Dataset({name: (("y", "x"), np.where(masked, np.nan, plane)) for name, plane in planes.items()})
-
-
-def _blocks(read: Callable, shape: tuple[int, ...], chunk: int) -> da.Array:
-    """A lazy (feature, time, y, x) array whose blocks are ``read(rows, columns)``."""
-
-    def block(block_info: Any = None) -> np.ndarray:
-        _, _, rows, columns = block_info[None]["array-location"]
-        return read(slice(*rows), slice(*columns))
-
-    sides = [tuple(min(chunk, n - start) for start in range(0, n, chunk)) for n in shape[2:]]
-    meta = np.empty((0,) * 4, "float32")
-    return da.map_blocks(block, chunks=((shape[0],), (shape[1],), *sides), dtype="float32", meta=meta)
 
 
 def _read_bands(path: Path, rows: slice, columns: slice) -> xr.Dataset:

@@ -8,11 +8,12 @@
 The reader gives numbers in the unit of the band: what a raster declares as mask, nodata, scale and offset is applied.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import rasterio
@@ -128,6 +129,17 @@ def read_complex(path: str | Path, window: Window | None = None) -> np.ndarray:
     """Calibrated single-look complex amplitude (y, x); 0 where there is none."""
     with rasterio.open(path) as file:
         return file.read(1, window=window) / np.float32(file.tags()["calibration"])
+
+
+def blocks(read: Callable[[slice, slice], np.ndarray], shape: tuple[int, ...], chunk: int) -> da.Array:
+    """A lazy array (..., y, x), float32, whose blocks of `chunk` by `chunk` pixels are ``read(rows, columns)``."""
+
+    def block(block_info: Any = None) -> np.ndarray:
+        *_, rows, columns = block_info[None]["array-location"]
+        return read(slice(*rows), slice(*columns))
+
+    chunks = da.core.normalize_chunks((*shape[:-2], chunk, chunk), shape)
+    return da.map_blocks(block, chunks=chunks, dtype="float32", meta=np.empty((0,) * len(shape), "float32"))
 
 
 def fault(path: str | Path, kind: str, grid: GeoBox) -> str:

@@ -244,8 +244,8 @@ class Points(_Region):
         return {"region": f"The region {self.name} {why}."}
 
 
-_KINDS: dict[str, type[_Region]] = {"twin": Simulated, "sentinel": Measured, "flanders": Patches, "points": Points}
 Region = Simulated | Measured | Patches | Points
+_KINDS: dict[str, type[Region]] = {"twin": Simulated, "sentinel": Measured, "flanders": Patches, "points": Points}
 
 
 def read(path: str | Path) -> Region:

@@ -97,7 +97,7 @@ def real(source, workspace):
     """The true product's IW1, of which alone it has both polarisations; all pixels are VV = 2 and VH = 1."""
     target = workspace / "real" / NAME
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*iw2*"), copy_function=shutil.copyfile)
-    return slc.open_product(target, noise=True)
+    return slc.open_product(target)
 
 
 @pytest.fixture
@@ -115,13 +115,11 @@ def test_calibration_is_the_interpolated_table(real, source):
     burst = swath.bursts[4]
     lines, samples = slice(burst.start + 100, burst.start + 103), slice(12000, 12040)
     planes = slc.multilooked(swath, lines, samples)
-    gains, noises = [], []
+    gains = []
     in_file = burst.first - burst.offset + np.arange(lines.start, lines.stop)
     for name in ("vv", "vh"):
         table = only(source, f"calibration-*iw1-slc-{name}-*.xml")
         gains.append(maker.sigma_gain(table, in_file, np.arange(samples.start, samples.stop)))
-        root = ElementTree.parse(only(source, f"noise-*iw1-slc-{name}-*.xml")).getroot()
-        noises.append(noise_power(root, in_file, samples))
     vv, vh = gains
 
     def looks(power):
@@ -129,34 +127,8 @@ def test_calibration_is_the_interpolated_table(real, source):
 
     np.testing.assert_allclose(planes[2], looks(2 / (vv * vh)), rtol=2e-6)
     np.testing.assert_array_equal(planes[3], 0)
-    np.testing.assert_allclose(planes[0], looks((4 - noises[0]) / vv**2), rtol=1e-5)
-    np.testing.assert_allclose(planes[1], looks((1 - noises[1]) / vh**2), rtol=1e-5)
-
-
-def noise_power(root, lines, samples):
-    """Annotated noise (line, sample) as the square of a digital number, straight from the XML."""
-
-    def numbers(element, tag):
-        return np.array(element.findtext(tag).split(), float)
-
-    vectors = root.findall(".//noiseRangeVector")
-    at = [int(vector.findtext("line")) for vector in vectors]
-    sample = np.arange(samples.start, samples.stop)
-    across = np.array([np.interp(sample, numbers(v, "pixel"), numbers(v, "noiseRangeLut")) for v in vectors])
-    across = np.array([np.interp(lines, at, column) for column in across.T]).T
-    (along,) = root.findall(".//noiseAzimuthVector")
-    return across * np.interp(lines, numbers(along, "line"), numbers(along, "noiseAzimuthLut"))[:, None]
-
-
-def test_noise_is_as_low_as_the_radar_promises(real):
-    _, (swath,) = real
-    line, pixel = xr.DataArray([700.0, 12500.0, 13490.0], dims="y"), xr.DataArray([600.0, 20900.0], dims="x")
-    for name in ("vv", "vh"):
-        decibel = 10 * np.log10(slc._noise(swath, name, line, pixel))
-        assert np.isfinite(decibel).all()  # also where the tables end before the image does
-        # The specification of Sentinel-1 is a noise equivalent sigma0 of -22 dB, which edges of bursts come close to.
-        assert (decibel < -21).all()
-        assert (decibel > -35).all()
+    np.testing.assert_allclose(planes[0], looks(4 / vv**2), rtol=1e-5)
+    np.testing.assert_allclose(planes[1], looks(1 / vh**2), rtol=1e-5)
 
 
 def test_no_line_is_missing_at_any_seam(real):
@@ -307,24 +279,17 @@ def test_blocks_give_what_one_piece_gives(product, dem, monkeypatch):
 def test_write(product, dem, tmp_path, monkeypatch):
     monkeypatch.setattr(slc, "TILE", 32)
     grid = GeoBox.from_bbox((CENTRE[0] - 200, CENTRE[1] - 100, CENTRE[0] + 200, CENTRE[1] + 150), CRS, resolution=10)
-    path = slc.write(product, dem, grid, tmp_path, noise=True)
+    path = slc.write(product, dem, grid, tmp_path)
     assert path == tmp_path / "sar" / "S1_20210401T0526_C2.tif"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    c2 = slc.covariance(product, dem, grid, noise=True).compute()
-    plain = slc.covariance(product, dem, grid).compute()
+    c2 = slc.covariance(product, dem, grid).compute()
     with rasterio.open(path) as file:
         assert file.descriptions == polarimetry.C2
         assert (file.crs.to_string(), file.transform, file.shape) == (CRS, grid.affine, grid.shape)
         assert file.dtypes == ("float32",) * 4
         assert np.isnan(file.nodata)
         assert file.tags()["orbit_track"] == "168"
-        assert file.tags()["noise_subtracted"] == "1"
         np.testing.assert_array_equal(file.read(), c2.to_dataarray())
-    for element in ("c11", "c22"):
-        taken = plain[element] - c2[element]
-        assert (c2[element] >= 0).all()
-        assert ((taken > 10**-3.5) & (taken < 10**-2.2)).all()
-    xr.testing.assert_equal(plain[["c12_real", "c12_imag"]], c2[["c12_real", "c12_imag"]])
 
 
 def test_slices_of_a_pass_make_one_file(product, dem, tmp_path, monkeypatch):
@@ -401,9 +366,9 @@ def test_xml_that_declares_a_document_type_is_refused(broken, dem, file, tag):
 def test_products_that_cannot_be_used(broken, dem, tmp_path):
     grid = square(CENTRE, 200)
 
-    def refused(message, kind=ValueError, **options):
+    def refused(message, kind=ValueError):
         with pytest.raises(kind, match=message):
-            slc.covariance(broken, dem, grid, **options)
+            slc.covariance(broken, dem, grid)
 
     manifest = broken / "manifest.safe"
     text = manifest.read_text()
@@ -416,11 +381,6 @@ def test_products_that_cannot_be_used(broken, dem, tmp_path):
     manifest.unlink()
     refused("has no manifest.safe: give the folder of an unpacked", FileNotFoundError)
     manifest.write_text(text)
-    noise = only(broken, "noise-*vh*.xml")
-    whole = noise.read_text()
-    noise.write_text(whole.replace("noiseRange", "noise"))
-    refused("noise tables in range and azimuth.*use noise=False", noise=True)
-    noise.write_text(whole)
     vh = only(broken, "measurement/*vh*.tiff")
     contents = vh.read_bytes()
     vh.write_bytes(contents[: len(contents) // 2])

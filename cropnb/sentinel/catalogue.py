@@ -23,7 +23,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -138,9 +138,8 @@ def search(
     for sensor in sensors:
         name = COLLECTIONS[sensor]
         found = [_row(item, sensor, region) for item in _items(name, bounds, season, address)]
-        rules = {"orbits": orbits, "max_cloud": max_cloud, "dates": (dates or {}).get(sensor, 0)}
-        what = f"{name} has no acquisition to use over {list(bounds)}"
-        passes = choose(found, region, what, season=season, min_covered=min_covered, **rules)
+        what, wanted = f"{name} has no acquisition to use over {list(bounds)}", (dates or {}).get(sensor, 0)
+        passes = choose(found, region, what, season, orbits, max_cloud, wanted, min_covered)
         for why, count in Counter(each["why"] for each in found if each["why"]).items():
             log.info("%d products of %s left out: %s", count, name, why)
         rows += [each for one in passes for each in one]
@@ -235,7 +234,7 @@ def _checksum(text: str) -> str:
     return ""
 
 
-def _table(rows: Iterable[Mapping]) -> pd.DataFrame:
+def _table(rows: Sequence[Mapping]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(Product.model_fields)).astype({"cloud_cover": float})
     table["time"] = pd.to_datetime(table.time).astype("datetime64[us]")
     return table.sort_values(["sensor", "time", "product"], ignore_index=True)

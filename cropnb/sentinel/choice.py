@@ -23,7 +23,6 @@ def choose(
     rows: Sequence[dict],
     area: shapely.Geometry,
     what: str,
-    *,
     season: Sequence[date],
     orbits: Sequence[int] = (),
     max_cloud: float = 1.0,
@@ -73,8 +72,8 @@ def choose(
         counted = sorted(Counter(each["why"] for each in rows).items())
         why = ", ".join(f"{count} {reason}" for reason, count in counted) or "it lists none"
         smaller = ", or draw the bounds inside what they cover" if "cover less" in why else ""
-        season = f"from {first:%Y-%m-%d} to {last:%Y-%m-%d}"
-        raise ValueError(f"{what} {season} ({why}): widen the season or the rules of selection{smaller}.")
+        days = f"from {first:%Y-%m-%d} to {last:%Y-%m-%d}"
+        raise ValueError(f"{what} {days} ({why}): widen the season or the rules of selection{smaller}.")
     kept = np.linspace(0, len(whole) - 1, min(dates or len(whole), len(whole))).round()
     for one in (one for i, one in enumerate(whole) if i not in kept):
         _tell(one, f"more than the {dates} dates that are wanted")

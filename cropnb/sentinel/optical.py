@@ -54,20 +54,22 @@ def write(safes: str | Path | Sequence[Path], grid: GeoBox, folder: str | Path) 
     if not np.isfinite(planes["red"]).any():
         place = grid.boundingbox.bbox
         raise ValueError(f"{safes[0]} has no data on the grid {place}: choose a product that covers it.")
-    time = describe(safes[0])[0]["time"]
+    time = describe(safes[0], grid)[0]["time"]
     final = rasters.write_optical(folder, time, planes, grid, product=" ".join(safe.name for safe in safes))
     log.info("bands of %s in %s", safes[0].name, final)
     return final
 
 
-def describe(safe: Path, grid: GeoBox | None = None) -> tuple[dict, np.ndarray]:
-    """Time, track and version of a product, and its scene classification on a coarse form of a grid."""
-    root = _root(safe)
-    about = {"time": pd.Timestamp(root.findtext(".//PRODUCT_START_TIME")).tz_localize(None)}
-    about |= {"version": root.findtext(".//PROCESSING_BASELINE", "")}
-    about |= {"track": str(int(track[1])) if (track := re.search(r"_R(\d{3})_", safe.name)) else ""}
+def describe(safe: Path, grid: GeoBox) -> tuple[dict, np.ndarray]:
+    """Time, track and version of a product that can be read, and its scene classification on a grid of 20 m."""
+    root, track = _root(safe), re.search(r"_R(\d{3})_", safe.name)
+    about = {
+        "time": pd.Timestamp(root.findtext(".//PRODUCT_START_TIME", "")).tz_localize(None),
+        "version": root.findtext(".//PROCESSING_BASELINE", ""),
+        "track": str(int(track[1])) if track else "",
+    }
     _scale(safe)
-    return about, _warped(_file(safe, "SCL"), grid.zoom_out(2)) if grid else np.empty(0)
+    return about, _warped(_file(safe, "SCL"), grid.zoom_out(2))
 
 
 def _root(safe: Path) -> ElementTree.Element:
@@ -89,11 +91,12 @@ def _scale(safe: Path) -> tuple[float, dict[str, float]]:
         raise ValueError(f"{safe / 'MTD_MSIL2A.xml'} of baseline {baseline} gives no BOA_ADD_OFFSET: {_AGAIN}.")
     # Physical bands are B4 where files say B04.
     bands = {e.get("physicalBand"): e.get("bandId") for e in root.iter("Spectral_Information")}
-    named = [band for band in BANDS.values() if band != "SCL"]
-    found = {band: added.get(bands.get(band.replace("B0", "B"))) if added else 0.0 for band in named}
-    offsets = {band: offset for band, offset in found.items() if offset is not None}
-    if lacking := [band for band in named if band not in offsets]:
-        raise ValueError(f"{safe / 'MTD_MSIL2A.xml'} does not say which offset is that of {lacking[0]}: {_AGAIN}.")
+    offsets = {}
+    for band in ("B04", "B8A", "B11"):
+        offset = added.get(bands.get(band.replace("B0", "B"))) if added else 0.0
+        if offset is None:
+            raise ValueError(f"{safe / 'MTD_MSIL2A.xml'} does not say which offset is that of {band}: {_AGAIN}.")
+        offsets[band] = offset
     scale = next((e.text for e in root.iter() if e.tag.endswith("BOA_QUANTIFICATION_VALUE")), "nan")  # pilot: L2A_BOA_
     return float(scale or "nan"), offsets
 

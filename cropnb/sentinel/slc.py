@@ -20,18 +20,20 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import dask
-import dask.array as da
 import numpy as np
 import pandas as pd
 import rasterio
+import shapely
 import xarray as xr
 import xarray_sentinel
 from odc.geo.geobox import GeoBox
-from odc.geo.xr import xr_coords
-from rasterio.enums import Resampling
-from rasterio.warp import reproject, transform_bounds
+from odc.geo.overlap import compute_reproject_roi
+from odc.geo.xr import wrap_xr, xr_coords
+from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 from sarsen import apps, orbit, scene
 from scipy.ndimage import map_coordinates
@@ -66,7 +68,6 @@ class Swath:
     name: str
     numbers: dict[str, xr.DataArray]  # polarisation: digital numbers (line, pixel), complex, lazy, as in the file
     gains: dict[str, xr.DataArray]  # polarisation: sigma0 look-up table (line, pixel), sigma0 = |number / gain|^2
-    noises: dict[str, tuple[xr.DataArray, xr.DataArray]]  # polarisation: range (line, pixel) and azimuth (line) table
     valid: tuple[np.ndarray, np.ndarray]  # first and last valid sample of each line of the file
     bursts: list[Burst]
     time: np.datetime64
@@ -86,12 +87,11 @@ class Swath:
         return self.bursts[-1].stop, self.valid[1].max() + 1
 
 
-def covariance(
-    safe: str | Path, dem: str | Path, grid: GeoBox, *, noise: bool = False, undulation: float = 0.0
-) -> xr.Dataset:
+def covariance(safe: str | Path, dem: str | Path, grid: GeoBox, *, undulation: float = 0.0) -> xr.Dataset:
     """The covariance of one acquisition on a map grid: `c11`, `c22`, `c12_real`, `c12_imag` (y, x), linear sigma0.
 
     Lazy, float32, NaN where there is no data; sub-swaths are merged, the nearer one first. Compute the four together.
+    Thermal noise is left in, as in SNAP's polarimetric chain.
 
     Parameters
     ----------
@@ -102,9 +102,6 @@ def covariance(
         metres; cells without a height give NaN.
     grid
         Pixels of the result, in a projected CRS.
-    noise
-        Subtract the annotated thermal noise from `c11` and `c22`, which stay at least 0. Off by default, as in
-        SNAP's polarimetric chain; VH of smooth fields comes close to the noise.
     undulation
         Height of the geoid above the WGS 84 ellipsoid in metres, added to the DEM's heights. Radar geometry needs
         ellipsoidal heights, and most DEMs (Copernicus, SRTM) give heights above the geoid. Left at 0 for such a DEM,
@@ -115,11 +112,11 @@ def covariance(
     FileNotFoundError
         For a missing product, one of its files, or DEM.
     ValueError
-        For another mode or product, a missing polarisation, a file cut short, XML that declares entities, noise
-        tables of the format before March 2018, a DEM that does not cover the grid, a product that misses it.
+        For another mode or product, a missing polarisation, a file cut short, XML that declares entities, a DEM that
+        does not cover the grid, a product that misses it.
     """
     _check_cover(dem, grid)
-    record, swaths = open_product(safe, noise)
+    record, swaths = open_product(safe)
     swaths = _touching(swaths, dem, grid, undulation)
     if not swaths:
         wanted = [round(v, 3) for v in transform_bounds(str(grid.crs), "EPSG:4326", *grid.boundingbox)]
@@ -127,19 +124,11 @@ def covariance(
             f"{Path(safe).name}, seen around {record['footprint']} (latitude,longitude), misses the grid {wanted} "
             f"(west, south, east, north): choose an acquisition over it."
         )
-    sides = [tuple(min(TILE, n - start) for start in range(0, n, TILE)) for n in grid.shape]
-    read = partial(_tile, swaths, dem, grid, undulation)
-
-    def block(block_info=None):
-        _, rows, columns = block_info[None]["array-location"]
-        return read(slice(*rows), slice(*columns))
-
-    planes = da.map_blocks(block, chunks=((4,), *sides), dtype="float32", meta=np.empty((0, 0, 0), "float32"))
+    planes = rasters.blocks(partial(_tile, swaths, dem, grid, undulation), (4, *grid.shape), TILE)
     attrs = {
         "time": record["start_time"],
         "orbit_track": str(record["relative_orbit_number"]),
         "product": Path(safe).name,
-        "noise_subtracted": int(noise),
         "undulation": undulation,
         "sub_swaths": " ".join(swath.name for swath in swaths),
     }
@@ -147,14 +136,16 @@ def covariance(
     return xr.Dataset(named, coords=xr_coords(grid), attrs=attrs)
 
 
-def write(safes: str | Path | Sequence[Path], dem: str | Path, grid: GeoBox, folder: str | Path, **options) -> Path:
-    """Write the `covariance`, whose options these are, of one pass to ``folder/sar/S1_<time>_C2.tif``; its path.
+def write(
+    safes: str | Path | Sequence[Path], dem: str | Path, grid: GeoBox, folder: str | Path, *, undulation: float = 0.0
+) -> Path:
+    """Write the `covariance` of one pass to ``folder/sar/S1_<time>_C2.tif``; its path.
 
     `safes` are its products: a further slice fills what is empty. A row of tiles at a time, whole or not at all.
     Raises what `covariance` does, and ValueError for an acquisition without one valid pixel on the grid.
     """
     safes, seen = [Path(safes)] if isinstance(safes, str | Path) else list(safes), False
-    slices = [covariance(safe, dem, grid, **options) for safe in safes]
+    slices = [covariance(safe, dem, grid, undulation=undulation) for safe in safes]
     tags = slices[0].attrs | {"product": " ".join(c2.attrs["product"] for c2 in slices)}
     path = rasters.radar_path(folder, pd.Timestamp(tags.pop("time")), "C2")
     with rasters.new(path, grid, list(polarimetry.C2), "float32", np.nan, **tags) as file:
@@ -173,15 +164,14 @@ def write(safes: str | Path | Sequence[Path], dem: str | Path, grid: GeoBox, fol
 
 def describe(safe: Path) -> dict:
     """Time, track, version and corners (longitude, latitude) of a product, by its manifest."""
-    path = safe / "manifest.safe"
-    if not path.is_file():
-        raise FileNotFoundError(f"{safe} has no manifest.safe: give the folder of an unpacked Sentinel-1 product.")
-    root, name = read_xml(path), safe.name.split("_")
+    root, name = _manifest(safe), safe.name.split("_")
     corners = [tuple(map(float, pair.split(",")))[::-1] for pair in root.findtext(".//{*}coordinates", "").split()]
-    processing = root.find(".//{*}processing")
-    about = {"time": pd.Timestamp(root.findtext(".//{*}startTime")), "corners": corners}
-    about["track"] = root.findtext(".//{*}relativeOrbitNumber", "")
-    about["version"] = "" if processing is None else processing.get("stop", "")
+    about = {
+        "time": pd.Timestamp(root.findtext(".//{*}startTime", "")),
+        "track": root.findtext(".//{*}relativeOrbitNumber", ""),
+        "version": max((step.get("stop", "") for step in root.iterfind(".//{*}processing")), default=""),
+        "corners": corners,
+    }
     if name[1:3] != ["IW", "SLC"]:
         about["why"] = "of another kind than IW SLC"
     elif not any(part.endswith("DV") for part in name):
@@ -189,20 +179,22 @@ def describe(safe: Path) -> dict:
     return about
 
 
-def open_product(safe: str | Path, noise: bool = False) -> tuple[dict, list[Swath]]:
-    """Attributes and sub-swaths of an IW SLC SAFE, pixels lazily; `noise` reads the noise tables too.
-
-    Raises what `covariance` does of the product.
-    """
+def open_product(safe: str | Path) -> tuple[dict, list[Swath]]:
+    """Attributes and sub-swaths of an IW SLC SAFE, pixels lazily. Raises what `covariance` does of the product."""
     safe = Path(safe)
-    attrs = _attributes(safe)
+    corners = _manifest(safe).findtext(".//{*}coordinates", "an unknown place")
+    for path in sorted(safe.rglob("*.xml")):
+        check_xml(path)
+    attrs = xarray_sentinel.open_sentinel1_dataset(str(safe)).attrs | {"footprint": corners}
+    if (kind := f"{attrs['mode']} {attrs['product_type']}") != "IW SLC":
+        raise ValueError(f"{safe} is a product of kind {kind}: choose one of kind IW SLC.")
     swaths = []
     for name in ("iw1", "iw2", "iw3"):
         held = [any((safe / "measurement").glob(f"s1?-{name}-slc-{pol}-*")) for pol in _POLARISATIONS]
         if any(held) and not all(held):
             raise ValueError(f"{safe} lacks {'VV' if held[1] else 'VH'} of {name.upper()}: {_DUAL}.")
         if all(held):
-            swaths.append(_open_swath(safe, name, noise))
+            swaths.append(_open_swath(safe, name))
     if not swaths:
         raise ValueError(f"{safe} has no VV and VH measurement of any IW sub-swath: {_DUAL}.")
     return attrs, swaths
@@ -231,8 +223,7 @@ def stitch(times: np.ndarray, lines: int, interval: float, valid: np.ndarray) ->
 def multilooked(swath: Swath, lines: slice, samples: slice) -> np.ndarray:
     """The covariance of some lines (counted through all bursts) and samples, averaged over 4 samples.
 
-    Returns (element, line, sample // 4), float32; NaN where any of the 4 samples is invalid in VV or VH. Noise is
-    subtracted, where the swath has its tables, and may leave negative power.
+    Returns (element, line, sample // 4), float32; NaN where any of the 4 samples is invalid in VV or VH.
     """
     planes = np.full((4, lines.stop - lines.start, (samples.stop - samples.start) // LOOKS), np.nan, "float32")
     for burst in swath.bursts:
@@ -259,18 +250,11 @@ def look_up(interpolator: orbit.OrbitPolyfitInterpolator, ground: xr.DataArray) 
     return found.azimuth_time.values, np.where(right, found.slant_range_time.values, np.nan)
 
 
-def _attributes(safe: Path) -> dict:
-    """Attributes of the product, after its XML and its kind have been checked."""
-    manifest = safe / "manifest.safe"
-    if not manifest.is_file():
+def _manifest(safe: Path) -> ElementTree.Element:
+    path = safe / "manifest.safe"
+    if not path.is_file():
         raise FileNotFoundError(f"{safe} has no manifest.safe: give the folder of an unpacked Sentinel-1 product.")
-    for path in sorted(safe.rglob("*.xml")):
-        check_xml(path)
-    corners = read_xml(manifest).findtext(".//{http://www.opengis.net/gml}coordinates", "an unknown place")
-    attrs = xarray_sentinel.open_sentinel1_dataset(str(safe)).attrs
-    if (kind := f"{attrs['mode']} {attrs['product_type']}") != "IW SLC":
-        raise ValueError(f"{safe} is a product of kind {kind}: choose one of kind IW SLC.")
-    return attrs | {"footprint": corners}
+    return read_xml(path)
 
 
 def _file(folder: Path, pattern: str) -> Path:
@@ -279,111 +263,73 @@ def _file(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _open_swath(safe: Path, name: str, noise: bool) -> Swath:
+def _open_swath(safe: Path, name: str) -> Swath:
     read = partial(xarray_sentinel.open_sentinel1_dataset, str(safe), check_files_exist=True)
-    whole = {"parse_geospatial_attrs": False, "rasterio_chunks": {"y": "auto", "x": -1}}
-    numbers, gains, noises, limits, times = {}, {}, {}, [], []
+    numbers, gains, limits, times = {}, {}, [], []
     for polarisation in _POLARISATIONS:
         group, pattern = f"{name}/{polarisation}".upper(), f"s1?-{name}-slc-{polarisation}-*"
         path, annotation = _file(safe / "measurement", pattern), _file(safe / "annotation", pattern)
         _file(safe / "annotation/calibration", f"calibration-{pattern}")
         try:
             with dask.config.set({"array.chunk-size": "16MiB", "scheduler": "synchronous"}):
-                number = numbers[polarisation] = read(group=group, **whole).measurement
+                chunks: Any = {"y": "auto", "x": -1}  # which xarray-sentinel has as numbers alone
+                whole = read(group=group, parse_geospatial_attrs=False, rasterio_chunks=chunks)
+                number = numbers[polarisation] = whole.measurement
                 number.isel(line=[0, -1]).compute()  # the last line is lost first
         except rasterio.errors.RasterioError as error:
             raise ValueError(f"{path} cannot be read whole ({error}): fetch the product again.") from error
         gains[polarisation] = read(group=f"{group}/calibration").sigmaNought
-        if noise:
-            noises[polarisation] = _noise_tables(read, group, path)
-        bursts = read_xml(annotation).findall("swathTiming/burstList/burst")
-        lines = [[burst.findtext(f"{side}ValidSample").split() for burst in bursts] for side in ("first", "last")]
+        listed = read_xml(annotation).findall("swathTiming/burstList/burst")
+        lines = [[burst.findtext(f"{side}ValidSample", "").split() for burst in listed] for side in ("first", "last")]
         first, last = np.array(lines, int).reshape(2, -1)
         limits.append((np.where(first < 0, number.sizes["pixel"], first), last))
-        times.append(np.array([burst.findtext("azimuthTime") for burst in bursts], "datetime64[ns]"))
+        times.append(np.array([burst.findtext("azimuthTime") for burst in listed], "datetime64[ns]"))
     vv, vh = numbers.values()
-    if vv.shape != vh.shape or not np.array_equal(*times):
+    if vv.shape != vh.shape or not np.array_equal(times[0], times[1]):
         raise ValueError(f"{safe}: VV and VH of {name.upper()} differ in lines or samples: fetch the product again.")
     (first, other_first), (last, other_last) = zip(*limits, strict=True)
     valid = np.maximum(first, other_first), np.minimum(last, other_last)
     interval, near, rate = (vv.attrs[key] for key in _TIMING)
     bursts = stitch(times[0], vv.attrs["lines_per_burst"], interval, valid[0] <= valid[1])
-    path = orbit.OrbitPolyfitInterpolator.from_position(read(group=f"{name.upper()}/VV/orbit").position)
-    return Swath(name.upper(), numbers, gains, noises, valid, bursts, times[0][0], interval, near, rate, path)
-
-
-def _noise_tables(read, group: str, path: Path) -> tuple[xr.DataArray, xr.DataArray]:
-    try:
-        return read(group=f"{group}/noise_range").noiseRangeLut, read(group=f"{group}/noise_azimuth").noiseAzimuthLut
-    except (ValueError, IndexError, AttributeError, KeyError) as error:
-        raise ValueError(
-            f"{path} has no noise tables in range and azimuth, as products processed before March 2018 "
-            f"have none: use noise=False."
-        ) from error
+    track = orbit.OrbitPolyfitInterpolator.from_position(read(group=f"{name.upper()}/VV/orbit").position)
+    return Swath(name.upper(), numbers, gains, valid, bursts, times[0][0], interval, near, rate, track)
 
 
 def _single_look(swath: Swath, lines: slice, samples: slice) -> xr.Dataset:
     """The covariance (y, x) of lines of the file and samples, before any average; NaN where invalid."""
-    window = {"line": lines, "pixel": samples}
-    # dask's threads are already at work on tiles.
-    sigma = {
-        name: xarray_sentinel.calibrate_amplitude(
-            number.isel(window).compute(scheduler="synchronous"), swath.gains[name]
-        )
-        for name, number in swath.numbers.items()
-    }
-    c2 = polarimetry.covariance(*(sigma[name].rename(line="y", pixel="x") for name in _POLARISATIONS))
-    for element, name in zip(("c11", "c22"), _POLARISATIONS, strict=True):
-        if name in swath.noises:
-            c2[element] -= _noise(swath, name, c2.y, c2.x)
+    sigma = []
+    for name, number in swath.numbers.items():
+        part = number.isel(line=lines, pixel=samples).compute(scheduler="synchronous")  # dask is at work on tiles
+        sigma.append(xarray_sentinel.calibrate_amplitude(part, swath.gains[name]).rename(line="y", pixel="x"))
+    c2 = polarimetry.covariance(*sigma)
     first, last = (xr.DataArray(limit[lines], dims="y") for limit in swath.valid)
     return c2.where((c2.x >= first) & (c2.x <= last))
-
-
-def _noise(swath: Swath, polarisation: str, line: xr.DataArray, pixel: xr.DataArray) -> xr.DataArray:
-    """Thermal noise as sigma0 (y, x) of lines of the file and samples."""
-    across, along = swath.noises[polarisation]
-    # The tables end before the image does: their last vector holds to its end.
-    held = {"line": line.clip(*across.line.values[[0, -1]]), "pixel": pixel.clip(*across.pixel.values[[0, -1]])}
-    power = across.interp(held) * along.interp(line=line.clip(*along.line.values[[0, -1]]))
-    gain = swath.gains[polarisation].interp(line=line, pixel=pixel)
-    return (power / gain**2).drop_vars(["line", "pixel"], errors="ignore").astype("float32")
 
 
 def _check_cover(dem: str | Path, grid: GeoBox) -> None:
     if not Path(dem).is_file():
         raise FileNotFoundError(f"{dem} is missing: give an elevation raster that covers the grid.")
     with rasterio.open(dem) as file:
-        wanted, held, unit = transform_bounds(str(grid.crs), file.crs, *grid.boundingbox), file.bounds, file.units[0]
-    low, high = sorted((held.bottom, held.top))  # of a raster that is south up
-    if not (held.left <= wanted[0] and low <= wanted[1] and held.right >= wanted[2] and high >= wanted[3]):
+        wanted, held = transform_bounds(str(grid.crs), file.crs, *grid.boundingbox), GeoBox.from_rio(file).boundingbox
+        unit = (file.units[0] or "m").lower()
+    if not shapely.box(*held.bbox).covers(shapely.box(*wanted)):
         raise ValueError(
-            f"{dem} covers {tuple(held)} but the grid needs {wanted} (west, south, east, north): "
+            f"{dem} covers {held.bbox} but the grid needs {wanted} (west, south, east, north): "
             f"give a larger elevation raster."
         )
-    if unit and unit.lower() not in ("m", "metre", "metres", "meter", "meters"):
+    if unit not in ("m", "metre", "metres", "meter", "meters"):
         raise ValueError(f"{dem} gives heights in {unit}: bring them to metres.")
 
 
 def _ground(dem: str | Path, grid: GeoBox, undulation: float, void: float = np.nan) -> xr.DataArray:
     """Earth-fixed coordinates (axis, y, x) in metres of the grid's pixels, `void` the height where the DEM has none."""
-    heights = np.full(grid.shape, np.nan, "float32")
     with rasterio.open(dem) as file:
-        around = transform_bounds(str(grid.crs), file.crs, *grid.pad(2).boundingbox)
-        window = file.window(*around) if file.transform.e < 0 else Window(0, 0, file.width, file.height)
-        window = window.round_offsets().round_lengths()
-        window = Window(window.col_off - 2, window.row_off - 2, window.width + 5, window.height + 5)
-        window = window.intersection(Window(0, 0, file.width, file.height))
-        place = {"src_crs": file.crs, "src_transform": file.window_transform(window)}
-    values = next(iter(rasters.read(dem, window).values()))
-    if place["src_transform"].e > 0:  # south up
-        values, turned = values[::-1], rasterio.Affine(1, 0, 0, 0, -1, len(values))
-        place["src_transform"] *= turned
+        held = GeoBox.from_rio(file)
+    around = compute_reproject_roi(held, grid, padding=4).roi_src
+    values = next(iter(rasters.read(dem, Window.from_slices(*around)).values()))
     values[(values < HEIGHTS[0]) | (values > HEIGHTS[1])] = np.nan  # a void without a tag
-    place |= {"dst_crs": str(grid.crs), "dst_transform": grid.affine, "src_nodata": np.nan, "dst_nodata": np.nan}
-    reproject(values, heights, resampling=Resampling.bilinear, **place)
-    coords = {dim: coord.values for dim, coord in grid.coords.items()}
-    raster = xr.DataArray(np.where(np.isnan(heights), void, heights + undulation), coords, ("y", "x"))
+    heights = wrap_xr(values, held[around]).odc.reproject(grid, resampling="bilinear")
+    raster = (heights + undulation).fillna(void)
     ground = scene.convert_to_dem_ecef(raster.fillna(0), source_crs=str(grid.crs))  # of no height it warns
     return ground.where(np.isfinite(raster))
 
@@ -403,7 +349,9 @@ def _touching(swaths: list[Swath], dem: str | Path, grid: GeoBox, undulation: fl
     return found
 
 
-def _tile(swaths: list[Swath], dem, grid: GeoBox, undulation: float, rows: slice, columns: slice) -> np.ndarray:
+def _tile(
+    swaths: list[Swath], dem: str | Path, grid: GeoBox, undulation: float, rows: slice, columns: slice
+) -> np.ndarray:
     """The covariance (element, y, x) of a tile of the grid."""
     tile = grid[rows, columns]
     time, delay = look_up(swaths[0].orbit, _ground(dem, tile, undulation))
@@ -421,6 +369,4 @@ def _tile(swaths: list[Swath], dem, grid: GeoBox, undulation: float, rows: slice
         place = [line - lines.start, look - looks.start]
         for plane, values in zip(planes, averaged, strict=True):
             plane[todo] = map_coordinates(values, place, order=1, cval=np.nan)
-        if swath.noises:
-            planes[:2] = planes[:2].clip(min=0)
     return planes
