@@ -46,6 +46,11 @@ def watched() -> bool:
     return sys.stderr.isatty() or hasattr(shell, "kernel")
 
 
+def ordered() -> bool:
+    """Whether the book's workflow ordered what runs here: then it may take the place of what the pages stand on."""
+    return bool(os.environ.get("CROPNB_ORDERED"))
+
+
 def environment() -> dict:
     """Of this very process: the device that it computes on, the commit of its code, and its packages' versions."""
     found = {name: version for name in PACKAGES if (version := _version(name))}

@@ -1,5 +1,6 @@
 """Runs on disk: ``<runs>/<model>/<features>/<augmentation>/seed-<n>``, whole or not there at all."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,6 +52,9 @@ def write(
 ) -> Path:
     """Write one run, whole or not at all, and return its directory; an earlier run of the same cell is replaced.
 
+    What the book's workflow did not order replaces only a run of the very same parameters; beside any other one it
+    gets a name of its own.
+
     Parameters
     ----------
     runs
@@ -76,6 +80,11 @@ def write(
     found = {"parameters": network.count_params(), "epochs": len(history), "seconds": round(seconds, 2)}
     found["finished"] = pd.Timestamp.now("UTC").isoformat(timespec="seconds")
     path = directory(runs, model, features, augmentation, seed)
+    identity = json.dumps(cell | parameters, sort_keys=True)
+    if (path / "run.json").exists() and not project.ordered():
+        known = _read(path / "run.json", _read_json)
+        if json.dumps({name: known.get(name) for name in cell | parameters}, sort_keys=True) != identity:
+            path = path.with_name(f"{path.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
     with files.whole(path) as part:
         part.mkdir()
         files.write_json(part / "run.json", cell | parameters | found | project.environment())

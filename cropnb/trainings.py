@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from cropnb import (
@@ -22,6 +22,7 @@ from cropnb import (
     files,
     models,
     plotting,
+    project,
     runs,
     samples,
     scenarios,
@@ -120,15 +121,20 @@ class Training:
         return self.scores
 
     def write(self) -> Path:
-        """Write the run, and return its folder."""
+        """Write the run, and return its folder: in the book's ``runs`` only what its workflow ordered."""
         p = self.parameters
-        told = ("features", "augmentation", "seed", "width", "profile", "patch", "scaling", "batch_size")
+        told = ("features", "augmentation", "seed", "width", "profile", "patch", "scaling", "batch_size", "patience")
         made = ("network", "history", "predictions", "scaler", "seconds", "classes")
         content: dict[str, Any] = {name: getattr(p, name) for name in told}
         content |= {name: getattr(self, name) for name in made}
-        content |= {"train_samples": len(self.train.samples), "epochs_allowed": p.epochs}
+        content |= {f"{name}_samples": len(getattr(self, name).samples) for name in samples.SETS}
+        content["epochs_allowed"] = p.epochs
         metrics = {str(name): value for name, value in self.scores["estimate"].items()}
-        return runs.write(Path(p.build, p.folder), model=self.name, metrics=metrics, **content)
+        folder = "reruns/runs" if p.folder == "runs" and not project.ordered() else p.folder
+        path = runs.write(Path(p.build, folder), model=self.name, metrics=metrics, **content)
+        if not project.ordered():
+            display(Markdown(f"This run is in `{path}`, apart from those of the book."))
+        return path
 
     def words(self) -> dict[str, Any]:
         """What a page says of the training, for `pages.say`."""

@@ -98,6 +98,13 @@ def test_bare_papermill(profile, tmp_path):
     said(BIN / "papermill", "-", str(tmp_path / "out.ipynb"), *given, input=notebook)
     run = ROOT / f"_build/{profile}/bare/tcnn/backscatter/none/seed-3"
     assert json.loads((run / "run.json").read_text())["seed"] == 3
+    # Without a folder of its own it is kept apart: the run of the page stays.
+    cell = "runs/tcnn/optical+m-chi/none/seed-2017"
+    book = {file: file.stat().st_mtime_ns for file in (ROOT / f"_build/{profile}" / cell).iterdir()}
+    given += ["-p", "folder", "runs", "-p", "features", "optical+m-chi", "-p", "seed", "2017"]
+    said(BIN / "papermill", "-", str(tmp_path / "out.ipynb"), *given, input=notebook)
+    assert book == {file: file.stat().st_mtime_ns for file in (ROOT / f"_build/{profile}" / cell).iterdir()}
+    assert json.loads((ROOT / f"_build/{profile}/reruns" / cell / "run.json").read_text())["epochs"] == 1
 
 
 def test_a_scenario_that_is_not_there_is_explained(profile):

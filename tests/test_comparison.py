@@ -267,10 +267,17 @@ def test_trainings_are_those_of_the_sweep_and_of_the_pages(tmp_path):
         cell = {"model": network, "features": "optical+m-chi", "augmentation": "none", "seed": 1}
         (run / "run.json").write_text(json.dumps(cell))
     failed = str(tmp_path / "runs/conv3dstar/optical+m-chi/none/seed-1")
-    (tmp_path / "sweep.json").write_text(json.dumps([{"run": failed, "failed": "killed"}]))
+    asked = [str(tmp_path / f"{name}/optical+m-chi/none/seed-1") for name in ("runs/tcnn", "patch-size/9/tcnn")]
+    sweep = [{"run": failed, "failed": "killed"}, *({"run": run, "failed": ""} for run in asked)]
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     there, absent = comparison.trainings(tmp_path)
     assert there[["network", "folder"]].to_numpy().tolist() == [["TCNN", "runs"], ["TCNN", "9"]]
     assert absent[["model", "reason"]].to_numpy().tolist() == [["3D-ConvSTAR", "killed"]]
+    assert there.attrs["strangers"] == 0
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep[:2]))  # as when a rerun is taken back
+    there, _ = comparison.trainings(tmp_path)
+    assert list(there["folder"]) == ["runs"]
+    assert there.attrs["strangers"] == 1
     with pytest.raises(ValueError, match="no run to compare in"):
         comparison.trainings(tmp_path / "elsewhere")
 

@@ -122,6 +122,19 @@ def test_a_run_is_replaced(tmp_path, content):
     assert [p.name for p in path.parent.iterdir()] == ["seed-1"]
 
 
+def test_a_run_of_other_parameters_is_replaced_by_the_workflow_alone(tmp_path, content, monkeypatch):
+    book = write(tmp_path, content, epochs_allowed=40)
+    other = write(tmp_path, content | {"metrics": {"overall_accuracy": 0.9}}, epochs_allowed=1)
+    assert other != book
+    assert other.name.startswith("seed-1-")
+    assert write(tmp_path, content, epochs_allowed=1) == other
+    assert runs.read(book).record["epochs_allowed"] == 40
+    assert list(runs.table(tmp_path)["epochs_allowed"]) == [40, 1]
+    monkeypatch.setenv("CROPNB_ORDERED", "1")
+    assert write(tmp_path, content, epochs_allowed=30) == book
+    assert runs.read(book).record["epochs_allowed"] == 30
+
+
 def test_damage_is_named(tmp_path, content):
     path = write(tmp_path, content)
     model = path / "model.keras"

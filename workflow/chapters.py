@@ -53,6 +53,11 @@ class Cell:
         parts = (p["build"], p["folder"], self.chapter.network, p["features"], p["augmentation"], f"seed-{p['seed']}")
         return "/".join(parts)
 
+    def order(self, config: dict, chapters: list[Chapter]) -> dict[str, object]:
+        """What its execution is told: name, parameters, where its run goes, and the digest of all that decides it."""
+        code = digest(self.chapter, self.parameters, config, chapters, drawing=False)
+        return {"name": self.name, "parameters": self.parameters, "run": self.run, "code": code}
+
 
 class ChapterError(ValueError):
     """A chapter or a profile that cannot be used, said in one sentence."""
@@ -358,7 +363,8 @@ def parameters(chapter: Chapter, profile: dict) -> dict[str, object]:
 
 
 def cells(profile: dict, chapters: list[Chapter]) -> list[Cell]:
-    """The sweep of a profile: the cells that its ``sweep`` lists, beyond what the chapters' pages run themselves.
+    """The sweep of a profile: the cells that its ``sweep`` lists, beyond what the chapters' pages run themselves,
+    and those that `make run` has added to the comparison.
 
     Each entry names ``networks`` (default: all) and parameters, each a value or a list; lists are multiplied out.
     A region without samples has none.
@@ -368,7 +374,7 @@ def cells(profile: dict, chapters: list[Chapter]) -> list[Cell]:
     if not by_network:
         return []
     found = {}
-    for entry in profile.get("sweep", ()):
+    for entry in [*profile.get("sweep", ()), *map(recorded, sorted(asked_folder(profile).glob("*.json")))]:
         networks = entry.get("networks", list(by_network))
         varied = {name: value for name, value in entry.items() if name != "networks"}
         lists = [value if isinstance(value, list) else [value] for value in varied.values()]
@@ -379,26 +385,27 @@ def cells(profile: dict, chapters: list[Chapter]) -> list[Cell]:
                 continue
             if network not in by_network:
                 raise ChapterError(f"the sweep names '{network}'; networks are {', '.join(by_network)}.")
-            chapter = by_network[network]
-            own = check_parameters(chapter.source, dict(zip(varied, values, strict=True)))
-            given = defaults(chapter.source) | parameters(chapter, profile) | own
-            cell = Cell("_".join([network, *map(str, own.values())]).replace("/", "-"), chapter, given)
+            cell = cell_of(by_network[network], dict(zip(varied, values, strict=True)), profile)
             found.setdefault(cell.run, cell)
-    page = pages(profile, by_network.values())
-    return [cell for run, cell in found.items() if run not in page]
+    own = pages(profile, by_network.values())
+    return [cell for run, cell in found.items() if run not in own]
 
 
-def pages(profile: dict, chapters: Iterable[Chapter]) -> set[str]:
+def pages(profile: dict, chapters: Iterable[Chapter]) -> list[str]:
     """The runs that networks' own pages write."""
-    return {Cell("", c, defaults(c.source) | parameters(c, profile)).run for c in chapters if c.network}
+    return [cell_of(chapter, {}, profile).run for chapter in chapters if chapter.network]
 
 
-def reruns(profile: dict, chapters: list[Chapter]) -> list[str]:
-    """Runs in a build that no page and no cell of the sweep has asked for: they were added by hand."""
-    asked = pages(profile, chapters) | {cell.run for cell in cells(profile, chapters)}
-    records = sorted((ROOT / profile["parameters"]["build"] / "runs").glob("*/*/*/seed-*/run.json"))
-    names = {str(file.parent.relative_to(ROOT)): file for file in records}
-    return [f"{name} {file.stat().st_mtime}" for name, file in names.items() if name not in asked]
+def cell_of(chapter: Chapter, own: dict[str, object], profile: dict) -> Cell:
+    """A network's chapter with parameters of its own beside the profile's; the chapter's page without any."""
+    own = check_parameters(chapter.source, own)
+    given = defaults(chapter.source) | parameters(chapter, profile) | own
+    return Cell("_".join([chapter.network, *map(str, own.values())]).replace("/", "-"), chapter, given)
+
+
+def asked_folder(profile: dict) -> Path:
+    """Where `make run` notes the cells it has added to the comparison, in the form of a ``sweep``'s entries."""
+    return ROOT / profile["parameters"]["build"] / "asked"
 
 
 def check_profile(profile: dict, chapters: list[Chapter]) -> None:

@@ -1,11 +1,12 @@
 """Run one chapter with other parameters, after what it reads: `make run CHAPTER=05_tcnn PARAMS="seed=3"`.
 
-A network's chapter adds a run to the build, and the pages that compare runs take it in at the next `make book`. Where
+A network's chapter adds a cell to the sweep, and the pages that compare runs take it in at the next `make book`. Where
 more differs than the cell of the tables and the seed, the run is kept apart, in the folder ``reruns``. Any other
 chapter works in a folder of its own that looks like the build's, so that nothing the book stands on is overwritten.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -15,9 +16,12 @@ from pathlib import Path
 import chapters as book
 import yaml
 from build import arguments_of, make
+from run_cells import note
 from run_chapter import FAILURES, execute, explain, prepare_environment, typed
 
-COMPARABLE = {"features", "augmentation", "seed"}  # what tells the cells of one comparison apart
+from cropnb import files
+
+COMPARABLE = ("features", "augmentation", "seed")  # what tells the cells of one comparison apart
 
 
 def find(name: str) -> book.Chapter:
@@ -73,7 +77,12 @@ def main() -> int:
     if not chapter.network:
         beside(build, folder, chapter.writes)
         given["build"] = str(folder)
-    elif set(differing) - COMPARABLE - {"folder"} and "folder" not in asked:
+    joins = chapter.network and not set(differing) - set(COMPARABLE)
+    if joins:
+        cell = book.cell_of(chapter, {name: given[name] for name in COMPARABLE}, profile)
+        order = cell.order(profile, book.all_chapters())
+        os.environ["CROPNB_ORDERED"] = "1"
+    elif chapter.network and "folder" not in asked:
         given["folder"] = "reruns/runs"
     output, begin = folder / f"executed/{chapter.name}.ipynb", time.perf_counter()
     print(f"  running   {chapter.name} with {', '.join(arguments.parameters) or 'the parameters of the profile'}")
@@ -82,9 +91,13 @@ def main() -> int:
     except FAILURES as error:
         print(f"  failed    {explain(chapter.source, error)}", file=sys.stderr)
         return 1
-    print(f"  finished  {chapter.name} in {time.perf_counter() - begin:.0f} s")
+    seconds = round(time.perf_counter() - begin, 1)
+    print(f"  finished  {chapter.name} in {seconds:.0f} s")
     print(f"Executed notebook: {output}")
-    if chapter.network and given["folder"] == usual["folder"]:
+    if joins:
+        note(build / f"cells/{cell.name}.json", chapter.network, order, seconds)
+        asked_for = {"networks": [chapter.network]} | {name: given[name] for name in COMPARABLE}
+        files.write_json(book.asked_folder(profile) / f"{cell.name}.json", asked_for)
         print("Its run joins the comparison at the next make book.")
     elif chapter.network:
         print(f"Its run is in {build / given['folder']}, apart from those that the book compares.")

@@ -15,12 +15,20 @@ from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
 from run_chapter import FAILURES, execute, explain, new_kernel, prepare_environment
 
+from cropnb import files
+
 
 def finished(status: Path, cell: dict) -> bool:
     """Whether the cell was trained by the same code with the same parameters."""
     known = recorded(status)
     there = known and Path(cell["run"], "run.json").exists()
     return bool(there) and not known["failed"] and known["code"] == cell["code"]
+
+
+def note(status: Path, network: str, cell: dict, seconds: float, failed: str = "") -> None:
+    """Leave the status of a cell that was executed as ordered."""
+    known = {"cell": cell["name"], "network": network, "run": cell["run"], "code": cell["code"]}
+    files.write_json(status, known | {"seconds": seconds, "failed": failed})
 
 
 def main(source: Path, marker: Path, cells: list[dict]) -> None:
@@ -44,8 +52,7 @@ def main(source: Path, marker: Path, cells: list[dict]) -> None:
             if isinstance(error, DeadKernelError):
                 run_sync(kernel.shutdown_kernel)(now=True)
         seconds = round(time.perf_counter() - begin, 1)
-        known = {"cell": cell["name"], "network": chapter.network, "run": cell["run"], "code": cell["code"]}
-        status.write_text(json.dumps(known | {"seconds": seconds, "failed": reason}))
+        note(status, chapter.network, cell, seconds, reason)
         said = f"failed    {cell['name']}: {reason}" if reason else f"trained   {cell['name']} in {seconds:.0f} s"
         print(f"  {said}", flush=True)
     if run_sync(kernel.is_alive)():

@@ -206,7 +206,8 @@ def trainings(build: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns
     -------
     there
-        A row a run, as of `cropnb.runs.table`, with its ``network`` (name on pages) and ``folder`` (last part).
+        A row a run that a page, the sweep or `make run` asked for, as of `cropnb.runs.table`, with its ``network``
+        (name on pages) and ``folder`` (last part). Its attribute ``strangers`` counts the runs that nobody asked for.
     absent
         Cells that failed or whose run is gone: ``run`` (`run_name`), ``folder``, `CELL`, ``reason`` and ``state``.
 
@@ -217,13 +218,16 @@ def trainings(build: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     folders = [Path(build, "runs"), *sorted(Path(build, "patch-size").glob("*"))]
     tables = [runs.table(folder) for folder in folders]
-    there = [table.assign(folder=folder.name) for folder, table in zip(folders, tables, strict=True) if len(table)]
-    if not there:
+    whole = [table.assign(folder=folder.name) for folder, table in zip(folders, tables, strict=True) if len(table)]
+    if not whole:
         raise ValueError(f"There is no run to compare in {build}; train at least one network.")
-    found = pd.concat(there, ignore_index=True)
-    absent = missing(json.loads(Path(build, "sweep.json").read_text(encoding="utf-8")), found["path"])
-    found = found[~found["path"].map(run_name).isin(absent["run"])]
-    return found.assign(network=found["model"].map(models.DISPLAY_NAMES)), absent
+    found = pd.concat(whole, ignore_index=True)
+    sweep = json.loads(Path(build, "sweep.json").read_text(encoding="utf-8"))
+    absent, names = missing(sweep, found["path"]), found["path"].map(run_name)
+    asked = names.isin([run_name(cell["run"]) for cell in sweep])
+    there = found[asked & ~names.isin(absent["run"])].assign(network=found["model"].map(models.DISPLAY_NAMES))
+    there.attrs["strangers"] = int((~asked).sum())
+    return there, absent
 
 
 def missing(sweep: Iterable[Mapping], found: Iterable[str]) -> pd.DataFrame:
