@@ -15,6 +15,10 @@ CLASSES = ["deforestation", "forest gain", "stable forest", "stable non-forest"]
 COUNTS = [[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]]
 PIXELS = [200_000, 150_000, 3_200_000, 6_450_000]
 HECTARES = 0.09
+# Digital Earth Australia's dea_tools on the same: areas and errors of `estimate_olofsson_area` (release after 0.4.10),
+# points of each class by `xr_random_sampling(sampling="stratified_random")` for 200, 150, 3,200 and 6,450 pixels
+DEA_AREA, DEA_ERROR = [21157.762, 11686.154, 285769.930, 581386.154], [3141.650, 1916.238, 7913.182, 8306.968]
+DEA_POINTS = [13, 10, 205, 413]
 # ppi-python 0.2.3 on `population`: estimate, and half the width of its 95 % interval with 1.96 errors on each side
 PPI, CLASSICAL, TUNED = (0.377568, 0.0449431), (0.37, 0.0546345), (0.377534, 0.0449376)
 
@@ -40,6 +44,12 @@ def test_worked_example_of_the_paper():
     low, overall, high = (table.attrs[f"overall_accuracy{end}"] for end in ("_low", "", "_high"))
     assert (round(overall - low, 2), round(overall, 2), round(high - overall, 2)) == (0.02, 0.95, 0.02)
     np.testing.assert_array_equal(table["mapped_area"], [18_000, 13_500, 288_000, 580_500])
+
+
+def test_areas_and_errors_are_those_of_dea_tools():
+    table = areas.estimate(matrix(), PIXELS, HECTARES)
+    np.testing.assert_allclose(table["area"], DEA_AREA, atol=1e-3)
+    np.testing.assert_allclose(half_width(table, "area"), np.multiply(1.96, DEA_ERROR), atol=2e-3)
 
 
 def ratio_of_totals(y, x, stratum, pixels):
@@ -226,6 +236,12 @@ def test_allocation_follows_size_spread_and_minimum():
     assert areas.allocate(pixels, 200, spread=1 / pixels).tolist() == [50, 50, 50, 50]
     assert areas.allocate(pixels, 300, minimum=50).tolist() == [50 + 61, 50 + 30, 50 + 9, 50]
     assert areas.allocate(pixels, 100, spread=pd.Series([0.1, 0.2, 0.2, 0.0])).tolist() == [44, 43, 13, 0]
+
+
+def test_allocation_by_size_is_that_of_dea_tools_whose_rounding_adds_a_point():
+    size = areas.allocate([200, 150, 3_200, 6_450], 640)
+    assert np.abs(size - DEA_POINTS).tolist().count(0) == 3
+    assert size.sum() == sum(DEA_POINTS) - 1 == 640
 
 
 def test_a_full_stratum_passes_on_what_it_cannot_take():
