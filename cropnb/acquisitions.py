@@ -14,7 +14,7 @@ import pandas as pd
 import rasterio
 from odc.geo.geobox import GeoBox
 
-from cropnb import polarimetry, rasters, schema
+from cropnb import rasters, schema
 
 MAX_CLOUD = 0.08  # mean cloud cover of a used optical acquisition (paper section 3.1)
 # Of Sen2Cor: shadow, medium and high probability of cloud, thin cirrus, and snow, which is what it takes a thick
@@ -90,12 +90,8 @@ def _radar(folder: Path) -> list[tuple]:
         if not name:
             raise ValueError(f"{path} is not named S1_YYYYMMDDTHHMM_VV.tif or _VH.tif: rename or remove it.")
         with rasterio.open(path) as file:
-            tags, dtype, bands = file.tags(), file.dtypes[0], file.descriptions
-        if name[2] in ("C2", "FEATURES"):
-            known = polarimetry.C2 if name[2] == "C2" else list(FEATURES["sar"])
-            if not set(bands) & set(known) or (name[2] == "C2" and set(bands) != set(known)):
-                raise ValueError(f"{path} has bands {list(bands)}: describe them as {list(known)}.")
-        else:
+            tags, dtype = file.tags(), file.dtypes[0]
+        if name[2].lower() not in rasters.NAMES:
             _check_slc(path, tags, dtype, name[2])
         found.setdefault((name[1], tags.get("orbit_track", "")), {})[name[2].lower()] = path
     for (time, _), files in found.items():

@@ -6,6 +6,7 @@
     optical/S2_<YYYYMMDD>/<band>.tif         reflectance x 10000, and the scene classification of Sen2Cor
 
 The reader gives numbers in the unit of the band: what a raster declares as mask, nodata, scale and offset is applied.
+A raster that does not declare what it must, or whose numbers cannot be what their band says, is refused by `fault`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,8 @@ import pandas as pd
 import rasterio
 from numpy.typing import ArrayLike
 from odc.geo.geobox import GeoBox
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import Window
 
 from cropnb import files
@@ -29,8 +31,14 @@ BANDS = {"red": "B04_10m", "narrow_nir": "B8A_20m", "swir1": "B11_20m", "scl": "
 # x and y of each raster, metres
 SPACING: dict[str, tuple[float, float]] = dict.fromkeys(("vv", "vh"), (2.5, 10))
 SPACING |= dict.fromkeys(("c2", "features", "red"), (10, 10)) | dict.fromkeys(("narrow_nir", "swir1", "scl"), (20, 20))
+NAMES = {
+    "c2": C2,
+    "features": ("vv_db", "vh_db", "cross_ratio_db", "ps", "pd", "pv", "vv_amplitude", "vh_amplitude"),
+}
 PIXEL = 10.0  # of the region's grid, metres
-UNITS = {"dB": ("db", "decibel"), "1": ("1", "reflectance", "linear")}
+UNITS = {"dB": ("db", "decibel", "decibels"), "1": ("1", "reflectance", "linear")}
+LOOK = 512  # pixels a side of a raster that are looked at
+FILLED = 0.01  # of exact zeros beyond which they stand for no data
 QUANTUM = 1e-4  # reflectance of one step of a whole number that states no scale, as Sentinel-2's own
 
 
@@ -98,18 +106,50 @@ def read(
         What a step of a whole number is worth where the raster states neither scale nor offset.
     """
     with rasterio.open(path) as file:
-        held = file.read(window=window, out_shape=shape and (file.count, *shape), masked=True)
+        bands = [band for band in file.indexes if file.colorinterp[band - 1] != ColorInterp.alpha]
+        held = file.read(bands, window=window, out_shape=shape and (len(bands), *shape), masked=True)
         missing = np.ma.getmaskarray(held)
         if set(file.descriptions) == set(C2) and file.nodata == 0:  # VV and VH may well be uncorrelated
             missing = np.broadcast_to(missing.all(axis=0), missing.shape)
         values = np.where(missing, np.nan, held.data).astype("float32", copy=False)
-        for plane, scale, offset, dtype in zip(values, file.scales, file.offsets, file.dtypes, strict=True):
+        for plane, band in zip(values, bands, strict=True):
+            scale, offset = file.scales[band - 1], file.offsets[band - 1]
             if (scale, offset) != (1, 0):
                 plane[:] = plane * scale + offset
-            elif "int" in dtype and quantum != 1:
+            elif "int" in file.dtypes[band - 1] and quantum != 1:
                 plane *= np.float32(quantum)
         values[~np.isfinite(values)] = np.nan
-        return dict(zip(file.descriptions, values, strict=True))
+        return {file.descriptions[band - 1] or f"band {band}": plane for band, plane in zip(bands, values, strict=True)}
+
+
+def onto(
+    path: str | Path,
+    grid: GeoBox,
+    resampling: Resampling = Resampling.bilinear,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+) -> dict[str, np.ndarray]:
+    """Bands of a raster as of `read` on a grid (y, x), in any CRS and either way up; nearest where pixels coincide.
+
+    limits: numbers outside are no data.
+    """
+    with rasterio.open(path) as file:
+        bounds = transform_bounds(str(grid.crs), file.crs, *grid.pad(2).boundingbox)
+        places = np.array([~file.transform * (x, y) for x in bounds[::2] for y in bounds[1::2]])
+        size = np.array([file.width, file.height])
+        left, top = (places.min(axis=0) - 3).clip(0, size - 1)
+        right, bottom = (places.max(axis=0) + 3).clip(1, size)
+        window = Window.from_slices((int(top), int(bottom)), (int(left), int(right)))  # a pixel at least
+        crs, transform = file.crs, file.window_transform(window)
+    held = read(path, window)
+    shift = ~grid.affine * (transform * (0, 0))
+    steps = np.allclose(transform[:6:4], grid.affine[:6:4]) and np.allclose(shift, np.round(shift), atol=1e-3)
+    if steps and crs == rasterio.CRS.from_user_input(str(grid.crs)):
+        resampling = Resampling.nearest
+    planes = np.stack([np.where((plane < limits[0]) | (plane > limits[1]), np.nan, plane) for plane in held.values()])
+    out = np.full((len(planes), *grid.shape), np.nan, "float32")
+    place = {"dst_crs": str(grid.crs), "dst_transform": grid.affine, "src_nodata": np.nan, "dst_nodata": np.nan}
+    reproject(planes, out, src_crs=crs, src_transform=transform, resampling=resampling, **place)
+    return dict(zip(held, out, strict=True))
 
 
 def read_reflectance(
@@ -142,18 +182,22 @@ def blocks(read: Callable[[slice, slice], np.ndarray], shape: tuple[int, ...], c
     return da.map_blocks(block, chunks=chunks, dtype="float32", meta=np.empty((0,) * len(shape), "float32"))
 
 
-def fault(path: str | Path, kind: str, grid: GeoBox) -> str:
-    """What is wrong with a raster of a kind of `SPACING`, with its remedy; empty where nothing is."""
-    (width, height), (dx, dy) = grid.shape[::-1], SPACING[kind]
-    wanted = grid.zoom_to((round(height * PIXEL / dy), round(width * PIXEL / dx)))
+def fault(path: str | Path, kind: str, grid: GeoBox | None = None) -> str:
+    """What is wrong with a raster of a kind of `SPACING`, with its remedy; empty where nothing is.
+
+    grid: that of the region whose raster it is; None where it is still to be brought onto one.
+    """
     with rasterio.open(path) as file:
-        same = np.allclose(file.transform[:6], wanted.affine[:6], rtol=0, atol=0.01) and file.shape == wanted.shape
-        if not same or file.crs != rasterio.CRS.from_user_input(str(grid.crs)):
-            here, there = (*file.bounds, *file.res), (*grid.boundingbox.bbox, dx, dy)
-            return (
-                f"has bounds and spacing {here} m in {file.crs}, its region {there} in {grid.crs}: resample it to the "
-                "region's grid, north up"
-            )
+        if grid and (why := _misplaced(file, kind, grid)):
+            return why
+        if file.crs is None:
+            return "has no CRS: write it into the file"
+        bands = [
+            name for name, is_of in zip(file.descriptions, file.colorinterp, strict=True) if is_of != ColorInterp.alpha
+        ]
+        known = NAMES.get(kind, bands)
+        if not set(bands) <= set(known) or len(set(bands)) < len(bands) or (kind == "c2" and len(bands) < len(C2)):
+            return f"has bands {bands}: describe them as {list(known)}"
         if MaskFlags.all_valid in file.mask_flag_enums[0]:
             return "states no nodata value: set it, for example gdal_edit.py -a_nodata 0"
         scaled = {*file.scales, *file.offsets} != {1, 0}
@@ -164,22 +208,43 @@ def fault(path: str | Path, kind: str, grid: GeoBox) -> str:
         if is_complex != (kind in ("vv", "vh")) or (kind == "scl" and not is_whole):
             return f"is {file.dtypes[0]}: give classes as whole numbers, single-look data as complex, others as real"
         # A coarse look is enough unless it finds nothing.
-        looks = [{"shape": tuple(np.minimum(file.shape, 64))}, *({"window": w} for _, w in file.block_windows(1))]
+        looks = [{"shape": tuple(np.minimum(file.shape, LOOK))}, *({"window": w} for _, w in file.block_windows(1))]
     for look in looks:
         planes = _planes(path, kind, **look)
         if all(np.isfinite(plane).any() for plane in planes.values()):
-            break
-    else:
-        return "has no valid pixel: remove this acquisition, it misses the region"
-    for name, plane in planes.items():
-        unit, low, high = _expected(name)
-        if (stated := units.get(name)) and stated.lower() not in UNITS[unit]:
-            return f"gives {name} in {stated}: bring it to the unit {unit}"
-        if not low <= (middle := float(np.nanmedian(plane))) <= high:
-            return (
-                f"has {name} with a median of {middle:.4g}, which should lie between {low:g} and {high:g} ({unit}): "
-                "bring it to this unit, or state its scale and offset"
-            )
+            return next(filter(None, (_doubt(name, plane, units.get(name)) for name, plane in planes.items())), "")
+    return "has no valid pixel: remove this acquisition, it misses the region"
+
+
+def _misplaced(file: rasterio.DatasetReader, kind: str, grid: GeoBox) -> str:
+    """How a raster of a region lies otherwise than its kind is to; empty where it does not."""
+    (width, height), (dx, dy) = grid.shape[::-1], SPACING[kind]
+    wanted = grid.zoom_to((round(height * PIXEL / dy), round(width * PIXEL / dx)))
+    same = np.allclose(file.transform[:6], wanted.affine[:6], rtol=0, atol=0.01) and file.shape == wanted.shape
+    if same and file.crs == rasterio.CRS.from_user_input(str(grid.crs)):
+        return ""
+    here, there = (*file.bounds, *file.res), (*grid.boundingbox.bbox, dx, dy)
+    return (
+        f"has bounds and spacing {here} m in {file.crs}, its region {there} in {grid.crs}: resample it to the "
+        "region's grid, north up"
+    )
+
+
+def _doubt(name: str, plane: np.ndarray, stated: str | None) -> str:
+    """Why the numbers of a band cannot be what its name and the unit that it states say."""
+    unit, (least, low, high, most) = _expected(name)
+    if stated and stated.strip().lower() not in UNITS[unit]:
+        return f"gives {name} in {stated}: bring it to the unit {unit}"
+    if not low <= (middle := float(np.nanmedian(plane))) <= high:
+        return (
+            f"has {name} with a median of {middle:.4g}, which should lie between {low:g} and {high:g} ({unit}): "
+            "bring it to this unit, or state its scale and offset"
+        )
+    ends, zeros = (float(np.nanmin(plane)), float(np.nanmax(plane))), float((plane == 0).mean())
+    if ends[0] < least or ends[1] > most:
+        return f"has {name} from {ends[0]:.4g} to {ends[1]:.4g} ({unit}): state the number that stands for no data"
+    if zeros > FILLED and (unit == "dB" or name in BANDS):
+        return f"has {name} of exactly 0 in {zeros:.0%} of its pixels: state 0 as its nodata value"
     return ""
 
 
@@ -194,10 +259,10 @@ def _planes(path: str | Path, kind: str, **part: Any) -> dict[str, np.ndarray]:
         return {kind: np.where(file.read(1, window=part.get("window"), out_shape=shape) == 0, np.nan, 1)}
 
 
-def _expected(name: str) -> tuple[str, float, float]:
-    """Unit of a band, and the smallest and largest median that it can have over a landscape."""
+def _expected(name: str) -> tuple[str, tuple[float, float, float, float]]:
+    """Unit of a band, and over a landscape its smallest number, smallest and largest median, and largest number."""
     if name.endswith("_db"):
-        return "dB", -60, 0
+        return "dB", (-95, -60, 0, 60)
     if name in BANDS:
-        return "1", 0.002, 1.5
-    return "1", (-10 if name.startswith("c12") else 0), 10
+        return "1", (-0.5, 0.002, 1.5, 5)
+    return "1", (*((-5e3, -10) if name.startswith("c12") else (0, 0)), 10, 5e3)

@@ -10,8 +10,8 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import rasterio
-import rasterio.warp
 from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
 
 from cropnb import data, files, flanders, parcels, rasters, split, twin
 from cropnb.schema import (
@@ -168,13 +168,11 @@ def _read_mask(mask: Path, grid: GeoBox, codes: Sequence[int]) -> np.ndarray:
     """Cropland (1), other land (0) and unknown (255) of a raster, nearest neighbour on the grid (y, x), uint8."""
     if not mask.is_file():
         raise FileNotFoundError(f"The cropland mask {mask} does not exist: the key cropland names another, or none.")
-    values = np.full(grid.shape, np.nan, "float32")
     with rasterio.open(mask) as file:
         if file.crs is None:
             raise ValueError(f"The cropland mask {mask} has no CRS: write it into the file.")
-        band, place = rasterio.band(file, 1), {"dst_transform": grid.affine, "dst_crs": str(grid.crs)}
-        rasterio.warp.reproject(band, values, **place, dst_nodata=np.nan)
         whole = file.dtypes[0] == "uint8" and file.nodata is None
+    values = next(iter(rasters.onto(mask, grid, Resampling.nearest).values()))
     values[(values == 255) & (whole and 255 not in codes)] = np.nan  # a byte's usual word for no data
     unknown = np.isnan(values)
     found = np.unique(values[~unknown])

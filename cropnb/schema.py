@@ -7,6 +7,7 @@ import glob
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -162,11 +163,8 @@ class Measured(_Region):
         """Dates that the features can have, by the region's file and the names of its products; inf where unknown."""
         name_of = re.compile(r"(S[12]).*?_(\d{8})T.*\.(SAFE|zip|tif)$")
         named = [name_of.match(path.name) for path in self.folder().rglob("S[12]*")]
-        days = {
-            (name[1], name[2])
-            for name in named
-            if name and self.season[0] <= date.fromisoformat(name[2]) <= self.season[1]
-        }
+        first, last = (f"{day:%Y%m%d}" for day in self.season)
+        days = {(name[1], name[2]) for name in named if name and first <= name[2] <= last}
         total = 0.0
         for part in self.features.split("+"):
             sensor, rule = ("S2", self.sentinel2) if part == "optical" else ("S1", self.sentinel1)
@@ -176,10 +174,11 @@ class Measured(_Region):
 
     def without(self) -> list[str]:
         radar = [] if self.sentinel1 else ["backscatter", "m-chi"]
-        if self.sentinel1 and (made := next(self.folder().rglob("S1_*_FEATURES.tif"), None)):  # by another tool
-            with rasterio.open(made) as file:
+        for made in self.folder().rglob("S1_*_FEATURES.tif") if self.sentinel1 else ():  # by another tool
+            with suppress(rasterio.errors.RasterioIOError), rasterio.open(made) as file:
                 given = {"backscatter": {"vv_db", "vh_db"}, "m-chi": {"ps", "pd", "pv"}}
                 radar = [name for name, bands in given.items() if not bands <= set(file.descriptions)]
+                break
         return ["twin", *radar, *([] if self.sentinel2 else ["optical"])]
 
     def rules(self) -> dict[str, Radar | Optical]:

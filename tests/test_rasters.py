@@ -7,6 +7,7 @@ import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
+from rasterio.warp import transform_bounds
 
 from cropnb import rasters
 from cropnb.polarimetry import C2
@@ -67,6 +68,23 @@ REFUSED = {
     "hundredths without a scale": (np.full((3, 40, 40), -1200, "int16"), {}, "state its scale and offset"),
     "another unit": (np.full((3, 40, 40), -12, "float32"), {"units": ["W"] * 3}, "gives vv_db in W: bring it to the"),
     "complex": (np.full((3, 40, 40), 1 + 1j, "complex64"), {}, "is complex64"),
+    "an unknown band": (
+        np.full((3, 40, 40), -12, "float32"),
+        {"names": ("VV", "VH", "angle")},
+        r"has bands \['VV', 'VH', 'angle'\]: describe them as",
+    ),
+    "one band twice": (np.full((3, 40, 40), -12, "float32"), {"names": ("vv_db", "vh_db", "vv_db")}, "describe them"),
+    "no nodata value": (np.full((3, 40, 40), -12, "float32"), {"nodata": None}, "states no nodata value"),
+    "another nodata value than it states": (
+        np.where(np.arange(40) < 1, -999, np.full((3, 40, 40), -12)).astype("float32"),
+        {},
+        "has vv_db from -999 to -12",
+    ),
+    "zeros for no data": (
+        np.where(np.arange(40) < 1, 0, np.full((3, 40, 40), -12)).astype("float32"),
+        {},
+        "exactly 0 in 2% of its pixels: state 0 as its nodata value",
+    ),
     "south up": (
         np.full((3, 40, 40), -12, "float32"),
         {"grid": GRID.flipy()},
@@ -83,7 +101,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_is_refused(tmp_path, case):
     values, options, message = REFUSED[case]
-    save(tmp_path / "x.tif", values, NAMES, -9999, **options)
+    save(tmp_path / "x.tif", values, **{"names": NAMES, "nodata": -9999} | options)
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(rasters.fault(tmp_path / "x.tif", "features", GRID))
 
@@ -114,3 +132,43 @@ def test_reflectance_of_others(tmp_path, dtype, nodata, factor):
     read = rasters.read_reflectance(tmp_path / "B04_10m.tif")
     assert np.isnan(read[:4]).all()
     np.testing.assert_allclose(read[4:], truth[0, 4:], atol=1.1e-4)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["nodata", "mask", "alpha"]),
+    st.booleans(),
+    st.sampled_from([None, "EPSG:32651", "EPSG:4326"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_what_is_masked_stays_missing_on_any_grid(tmp_path, kind, south_up, crs, seed):
+    """However a raster says what is no data, whichever way up it is, and whatever its CRS."""
+    rng = np.random.default_rng(seed)
+    around = GRID.pad(60)
+    if crs:
+        around = GeoBox.from_bbox(transform_bounds(str(GRID.crs), crs, *around.boundingbox), crs, shape=(160, 160))
+    hole = rng.random(around.shape) < 0.1
+    values = np.where(hole, 0, np.rint(1000 * rng.normal(12, 1, around.shape))).astype("uint16")
+    order = slice(None, None, -1 if south_up else 1)
+    planes = [values] + [np.where(hole, 0, 255).astype("uint16")] * (kind == "alpha")
+    place = {"crs": str(around.crs), "transform": (around.flipy() if south_up else around).affine, "count": len(planes)}
+    place |= {"height": around.height, "width": around.width, "nodata": 0 if kind == "nodata" else None}
+    options = {"alpha": "YES", "photometric": "MINISBLACK"} if kind == "alpha" else {}
+    path = tmp_path / "x.tif"
+    inside = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True)
+    with inside, rasterio.open(path, "w", driver="GTiff", dtype="uint16", **place, **options) as file:
+        file.write(np.stack(planes)[:, order])
+        file.set_band_description(1, "vv_db")
+        file.scales = [-0.001, *[1] * (len(planes) - 1)]
+        if kind == "mask":
+            file.write_mask(~hole[order])
+    (read,) = rasters.read(path).values()
+    np.testing.assert_array_equal(np.isnan(read[order]), hole)
+    np.testing.assert_allclose(read[order][~hole], values[~hole] / -1000, rtol=1e-6)
+    (found,) = rasters.onto(path, GRID).values()
+    assert found.shape == GRID.shape
+    assert -17 < np.nanmin(found) <= np.nanmax(found) < -7  # nothing of 0
+    if crs is None:
+        np.testing.assert_array_equal(found, read[order][60:-60, 60:-60])
+    (away,) = rasters.onto(path, GRID.translate_pix(9000, 0)).values()
+    assert np.isnan(away).all()

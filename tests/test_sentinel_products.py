@@ -158,3 +158,38 @@ def test_a_folder_with_nothing_to_use_says_why(region, tmp_path):
     product(folder, "20190601")
     with pytest.raises(ValueError, match=r"no optical acquisition to use .* \(1 out of the season\)"):
         products.bring(rules, grid, tmp_path / "made")
+
+
+def test_radar_of_other_tools_that_cannot_be_used_is_left_out_and_told(region, tmp_path):
+    """What such a raster does not say cannot be known once it is on the region's grid."""
+    rules, grid, folder = region
+    folder.mkdir()
+    number = np.stack([np.full((40, 40), value, "int16") for value in (-1200, -1900, -700)])
+    save(folder / "S1_20180602T0500_FEATURES.tif", number, NAMES, -32768, 0.01, grid=grid)
+    save(folder / "S1_20180603T0500_FEATURES.tif", number, NAMES, None, 0.01, grid=grid)
+    save(folder / "S1_20180604T0500_FEATURES.tif", number, ("VV", "VH", "ratio"), -32768, 0.01, grid=grid)
+    (folder / "S1_20180601T0500_FEATURES.tif").write_bytes(b"")
+    whole = (folder / "S1_20180602T0500_FEATURES.tif").read_bytes()
+    (folder / "S1_20180605T0500_FEATURES.tif").write_bytes(whole[: len(whole) // 2])
+    table = pd.DataFrame(products.bring(rules, grid, tmp_path / "made")).set_index("product").why
+    assert table["S1_20180602T0500_FEATURES"] == ""
+    for day, told in ((1, "not recognized"), (3, "states no nodata value"), (4, "describe them as"), (5, "S1_2018")):
+        assert table[f"S1_2018060{day}T0500_FEATURES"].startswith("that cannot be read: ")
+        assert told in table[f"S1_2018060{day}T0500_FEATURES"]
+    assert rules.without() == ["twin", "m-chi"]
+
+
+def test_what_is_named_otherwise_or_damaged_is_told_and_stops_nothing(region, tmp_path):
+    rules, grid, folder = region
+    product(folder, "20180601")
+    (folder / "S2A_MSIL2A_20180701T100031_N0207_R122_T32TPS_x.ZIP").write_bytes(b"PK of half a download")
+    number = np.stack([np.full((40, 40), value, "int16") for value in (-1200, -1900, -700)])
+    others = ("S1_20180602T050012_FEATURES.tif", "S1_20180602T0500Z_FEATURES.tif", "S1_20180602T0500_FEATURES.TIF")
+    for name in ("S1_20181302T0500_FEATURES.tif", "S1_20180603T0500_FEATURES.tif", *others):
+        save(folder / name, number, NAMES, -32768, 0.01, grid=grid)
+    table = pd.DataFrame(products.bring(rules, grid, tmp_path / "made")).set_index("product").why
+    assert sorted(path.name for path in tmp_path.glob("made/*/*")) == ["S1_20180603T0500_FEATURES.tif", "S2_20180601"]
+    assert "cut short or damaged" in table.filter(like="_20180701").iloc[0]
+    assert "month must be in 1..12" in table["S1_20181302T0500_FEATURES"]
+    assert table.str.contains("radar of other tools is named S1_YYYYMMDDTHHMM_FEATURES.tif").sum() == len(others)
+    assert rules.model_copy(update={"features": "backscatter"}).most_dates() == 2  # by their names, at most

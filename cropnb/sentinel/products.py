@@ -15,13 +15,13 @@ import rasterio
 import rasterio.warp
 import shapely
 from odc.geo.geobox import GeoBox
-from rasterio.enums import Resampling
 from rasterio.features import shapes
 
 from cropnb import acquisitions, data, files, rasters, schema
 from cropnb.sentinel import catalogue, optical, slc
 from cropnb.sentinel.choice import choose, row
 
+RADAR = re.compile(r"S1_(\d{8}T\d{4})_(C2|FEATURES)\.tif")
 DONE = "done.json"  # what an attempt has brought
 COLUMNS = ["product", "sensor", "time", "track", "cloud_cover", "covered", "why"]
 
@@ -46,7 +46,10 @@ def bring(region: schema.Measured, grid: GeoBox, folder: Path) -> list[dict]:
         held = [(path, origin) for path, origin in _held(source, Path(room), region.season) if _sensor(path) in rules]
         held = [each for each in held if not inside or each[0] in inside]
         if not held:
-            raise FileNotFoundError(f"{source} holds no product (*.SAFE): python -m cropnb.sentinel fetch brings them.")
+            raise FileNotFoundError(
+                f"{source} holds no product (*.SAFE, or S1_YYYYMMDDTHHMM_FEATURES.tif or _C2.tif of another tool): "
+                "python -m cropnb.sentinel fetch brings them."
+            )
         if not dem.is_file() and any(_sensor(path) == "sar" and path.suffix == ".SAFE" for path, _ in held):
             raise FileNotFoundError(
                 f"The elevation raster {dem} of {region.name} is missing: the key dem names another."
@@ -96,10 +99,9 @@ def _held(source: Path, room: Path, season: Sequence) -> Iterator[tuple[Path, Pa
     They are SAFE folders, zips of them (unpacked into `room`), and radar that other tools made.
     """
     within = glob.glob(f"{glob.escape(str(source))}/**/*", recursive=True)  # follows links, passes over hidden files
-    paths = [Path(name) for name in sorted(within) if "/__MACOSX" not in name]
-    made = re.compile(r"S1_\d{8}T\d{4}_(C2|FEATURES)\.tif|.*\.SAFE")
-    found = {path.name: path for path in reversed(paths) if made.fullmatch(path.name)}
-    for path in (path for path in paths if path.suffix == ".zip"):
+    paths = [path for path in map(Path, sorted(within)) if not re.search(r"/__MACOSX|\.SAFE/", str(path))]
+    found = {path.name: path for path in reversed(paths) if re.search(r"\.SAFE$|^(?i:s[12].*\.tiff?)$", path.name)}
+    for path in (path for path in paths if path.suffix.lower() == ".zip"):
         try:
             with zipfile.ZipFile(path) as archive:
                 name = archive.namelist()[0].split("/")[0]
@@ -109,19 +111,32 @@ def _held(source: Path, room: Path, season: Sequence) -> Iterator[tuple[Path, Pa
             day = re.search(r"_(\d{8})T", name)
             if name not in found and (not day or f"{season[0]:%Y%m%d}" <= day[1] <= f"{season[1]:%Y%m%d}"):
                 found[name] = path
-                yield catalogue.unpack(path, room), path
-    yield from ((path, path) for path in found.values() if path.suffix != ".zip")
+    for path in found.values():
+        if path.suffix.lower() != ".zip":
+            yield path, path
+            continue
+        try:
+            yield catalogue.unpack(path, room), path
+        except ValueError:
+            yield path, path  # damaged, and told when it is read
 
 
 def _row(path: Path, grid: GeoBox) -> dict:
     """What the rules ask of a product on disk; one that cannot be read says so in `why`."""
     sensor = _sensor(path)
     try:
-        if path.suffix == ".tif":
+        if path.suffix.lower() == ".zip":
+            catalogue.unpack(path, path.parent)  # says what is wrong
+        if path.suffix.lower() in (".tif", ".tiff"):
+            if not (name := RADAR.fullmatch(path.name)):
+                raise ValueError("radar of other tools is named S1_YYYYMMDDTHHMM_FEATURES.tif or _C2.tif, in UTC")
+            time, kind = name.groups()
+            if fault := rasters.fault(path, kind.lower()):
+                raise ValueError(f"it {fault}")
             with rasterio.open(path) as file:
                 tags = file.tags()
-            held = np.isfinite(_warped(path, grid.zoom_to(max(grid.shape) // 4 or 1))[0])
-            time = pd.Timestamp(path.name.split("_")[1])
+            held = np.isfinite(next(iter(rasters.onto(path, grid.zoom_to(max(grid.shape) // 4 or 1)).values())))
+            time = pd.Timestamp(time)
             about = {"time": time, "track": tags.get("orbit_track", ""), "footprint": _outline(held, grid)}
         elif sensor == "optical":
             about, classes = optical.describe(path, grid)
@@ -132,7 +147,7 @@ def _row(path: Path, grid: GeoBox) -> dict:
             about = slc.describe(path)
             corners = shapely.Polygon(about.pop("corners"))
             about["footprint"] = shapely.geometry.shape(rasterio.warp.transform_geom(4326, str(grid.crs), corners))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, rasterio.errors.RasterioError) as error:
         about = {"why": f"that cannot be read: {error}"}
     return row(path.stem, sensor, **about) | {"path": path}
 
@@ -144,29 +159,15 @@ def _outline(held: np.ndarray, grid: GeoBox) -> shapely.Geometry:
     return shapely.union_all([shapely.geometry.shape(outline) for outline, _ in pieces])
 
 
-def _warped(path: Path, grid: GeoBox) -> np.ndarray:
-    """Bands of a raster (band, y, x) in their units on a grid: as they are where the pixels coincide, else bilinear."""
-    with rasterio.open(path) as file:
-        crs, transform = file.crs, file.transform
-    planes = np.stack(list(rasters.read(path).values()))
-    out = np.full((len(planes), *grid.shape), np.nan, "float32")
-    shift = ~grid.affine * (transform * (0, 0))
-    steps = np.allclose(transform[:6:4], grid.affine[:6:4]) and np.allclose(shift, np.round(shift), atol=1e-3)
-    method = Resampling.nearest if steps and crs == rasterio.CRS.from_user_input(str(grid.crs)) else Resampling.bilinear
-    place = {"dst_crs": str(grid.crs), "dst_transform": grid.affine, "src_nodata": np.nan, "dst_nodata": np.nan}
-    rasterio.warp.reproject(planes, out, src_crs=crs, src_transform=transform, resampling=method, **place)
-    return out
-
-
 def _place(paths: Sequence[Path], grid: GeoBox, folder: Path) -> None:
     """Put the rasters of one pass onto the region's grid, as one acquisition."""
-    planes = _warped(paths[0], grid)
+    bands = rasters.onto(paths[0], grid)
     for path in paths[1:]:
-        planes = np.where(np.isnan(planes), _warped(path, grid), planes)
+        more = rasters.onto(path, grid)
+        bands = {name: np.where(np.isnan(plane), more[name], plane) for name, plane in bands.items()}
     with rasterio.open(paths[0]) as file:
-        names, track = file.descriptions, file.tags().get("orbit_track", "")
+        track = file.tags().get("orbit_track", "")
     _, time, kind = paths[0].stem.split("_")
-    bands = dict(zip(names, planes, strict=True))
     if {"vv_db", "vh_db"} <= set(bands):
         bands.setdefault("cross_ratio_db", bands["vh_db"] - bands["vv_db"])
     path = rasters.radar_path(folder, pd.Timestamp(time), kind)

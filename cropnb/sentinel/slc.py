@@ -31,7 +31,6 @@ import shapely
 import xarray as xr
 import xarray_sentinel
 from odc.geo.geobox import GeoBox
-from odc.geo.overlap import compute_reproject_roi
 from odc.geo.xr import wrap_xr, xr_coords
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
@@ -323,13 +322,8 @@ def _check_cover(dem: str | Path, grid: GeoBox) -> None:
 
 def _ground(dem: str | Path, grid: GeoBox, undulation: float, void: float = np.nan) -> xr.DataArray:
     """Earth-fixed coordinates (axis, y, x) in metres of the grid's pixels, `void` the height where the DEM has none."""
-    with rasterio.open(dem) as file:
-        held = GeoBox.from_rio(file)
-    around = compute_reproject_roi(held, grid, padding=4).roi_src
-    values = next(iter(rasters.read(dem, Window.from_slices(*around)).values()))
-    values[(values < HEIGHTS[0]) | (values > HEIGHTS[1])] = np.nan  # a void without a tag
-    heights = wrap_xr(values, held[around]).odc.reproject(grid, resampling="bilinear")
-    raster = (heights + undulation).fillna(void)
+    heights = next(iter(rasters.onto(dem, grid, limits=HEIGHTS).values()))  # outside them lie voids without a tag
+    raster = (wrap_xr(heights, grid) + undulation).fillna(void)
     ground = scene.convert_to_dem_ecef(raster.fillna(0), source_crs=str(grid.crs))  # of no height it warns
     return ground.where(np.isfinite(raster))
 
