@@ -27,6 +27,7 @@ from cropnb import project
 logger = logging.getLogger(__name__)
 
 MANIFEST = "data_manifest.yaml"
+INTERCEPTED = "of a proxy that opens what is encrypted, name the own certificate in REQUESTS_CA_BUNDLE"
 TIMEOUT = (3, 10)  # seconds to connect, and between two pieces of an answer
 
 
@@ -246,13 +247,15 @@ def bar(name: str, size: int) -> tqdm:
     return tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=False, disable=not project.watched())
 
 
-def reason(error: requests.RequestException) -> str:
+def reason(error: BaseException | None) -> str:
     """Why a request failed, in words for a person."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
     words = {
         requests.Timeout: "no answer in time",
         requests.exceptions.ChunkedEncodingError: "the connection was cut",
+        requests.exceptions.SSLError: f"its certificate is not trusted; {INTERCEPTED}",
+        requests.exceptions.ProxyError: "the proxy of this machine let nothing through",
         requests.ConnectionError: "no connection",
     }
     return next((text for kind, text in words.items() if isinstance(error, kind)), type(error).__name__)

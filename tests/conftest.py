@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as cropnb does, where a test imports keras first
 os.environ["MPLBACKEND"] = "agg"
+os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")  # tests ask no other machine
 
 
 def pytest_addoption(parser):

@@ -63,8 +63,7 @@ def files(folder):
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    for name in ("CROPNB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("CROPNB_OFFLINE", raising=False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # pooch waits before its second try
 
 

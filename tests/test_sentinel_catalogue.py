@@ -170,7 +170,7 @@ class Server(ThreadingHTTPServer):
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("CROPNB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "NETRC"):
+    for name in ("CROPNB_OFFLINE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CDSE_USERNAME", USER)
     monkeypatch.setenv("CDSE_PASSWORD", PASSWORD)

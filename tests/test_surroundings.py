@@ -1,9 +1,18 @@
 """Machines that are not ours: what somebody's surroundings lack or set reaches no result and ends in no traceback."""
 
 import os
+import ssl
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+
+import pytest
+import yaml
+
+from cropnb import data
+from cropnb.sentinel import catalogue
 
 
 def started(root, code, **variables):
@@ -25,3 +34,56 @@ def test_a_home_that_cannot_be_written_is_not_needed(root, tmp_path):
         assert places == {str(tmp_path / f"cropnb-{os.getuid()}")}
         assert Path(*places).stat().st_mode & 0o777 == 0o700
     assert set(started(root, code, HOME=str(tmp_path)).split()) == {"-"}
+
+
+def test_make_takes_no_settings_of_pip(root):
+    command = ["make", "-s", "-C", root, "--eval=shown: ; @echo $$PIP_USER $$PYTHONNOUSERSITE $$PIP_TARGET", "shown"]
+    surroundings = os.environ | {"PIP_USER": "1", "PIP_TARGET": "elsewhere", "PYTHONHOME": "/nowhere"}
+    assert subprocess.run(command, env=surroundings, capture_output=True, text=True).stdout == "0 1\n"
+
+
+@pytest.fixture
+def intercepted(tmp_path):
+    """Address of a server whose certificate nobody has signed, like a company's proxy that opens encryption."""
+    key = tmp_path / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-out", key]
+    subprocess.run([*made, "-keyout", tmp_path / "own.pem"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(key, tmp_path / "own.pem")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def ask(address, folder):
+    """What is said by the data and by the catalogue where a server is asked in vain."""
+    file = {"path": "a.csv", "sha256": "0" * 64, "bytes": 1}
+    dataset = {"what": "a", "licence": "MIT", "citation": "A (2020)", "url": f"{address}/", "files": [file]}
+    manifest = folder / "manifest.yaml"
+    manifest.write_text(yaml.safe_dump({"version": 1, "datasets": {"fields": dataset}}))
+    with pytest.raises(data.DataUnavailable) as first:
+        data.fetch("fields", manifest=manifest, cache=folder / "cache")
+    with pytest.raises(data.DataUnavailable) as second:
+        catalogue.search((125, 48, 126, 49), "2017-05-01", "2017-05-31", sensors=("sar",), address=address)
+    with pytest.raises(data.DataUnavailable) as third:
+        catalogue.elevation((125, 48, 126, 49), address=address)
+    return [str(error.value) for error in (first, second, third)]
+
+
+def test_encryption_that_is_opened_on_the_way_is_named(intercepted, tmp_path, monkeypatch):
+    monkeypatch.delenv("CROPNB_OFFLINE", raising=False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before a second try
+    assert all("certificate is not trusted" in said for said in ask(intercepted, tmp_path))
+
+
+def test_a_proxy_that_lets_nothing_through_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("CROPNB_OFFLINE", raising=False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert all("the proxy of this machine" in said for said in ask("https://example.org", tmp_path))

@@ -188,7 +188,8 @@ def _items(collection: str, bounds: Sequence[float], season: Sequence[pd.Timesta
         found = client.search(collections=[collection], bbox=list(bounds), datetime=window, limit=100)
         return list(found.items_as_dicts())
     except APIError as error:
-        reason = f"answered {error.status_code}" if getattr(error, "status_code", None) else "no connection"
+        status = getattr(error, "status_code", None)
+        reason = f"answered {status}" if status else data.reason(error.__context__)
     except (ValueError, KeyError, TypeError):
         reason = "the answer is not STAC"
     raise DataUnavailable(f"The catalogue {address} could not be searched ({reason}): try again later.")
