@@ -4,11 +4,17 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyogrio
+import rasterio.features
+import rasterio.warp
+from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError
+
+from cropnb import data
 
 
 def read(path: str | Path, layer: str = "", crs: str = "") -> gpd.GeoDataFrame:
@@ -54,6 +60,36 @@ def read(path: str | Path, layer: str = "", crs: str = "") -> gpd.GeoDataFrame:
             "Write it with the right CRS, x or longitude first."
         )
     return frame.reset_index(drop=True)
+
+
+def outlines(address: str | Path, grid: GeoBox) -> np.ndarray:
+    """Fields of a GeoParquet file in degrees on a grid: (y, x) int32, a number a field, 0 where there is none.
+
+    Of a file behind https only what the grid's bounding box needs is read. Where the file has fields of several years
+    (column ``determination:datetime`` of Fields of The World), those of the last are taken.
+
+    Raises ValueError naming the file and the remedy, DataUnavailable where `$CROPNB_OFFLINE` forbids the network.
+    """
+    if "://" in str(address) and data.is_offline():
+        raise data.DataUnavailable(f"CROPNB_OFFLINE forbids the network, and {address} needs it; give a local file.")
+    degrees = rasterio.warp.transform_bounds(str(grid.crs), "EPSG:4326", *grid.boundingbox.bbox)
+    try:
+        with fsspec.open(str(address)) as file:
+            frame = gpd.read_parquet(file, bbox=degrees)
+    except Exception as error:  # of the reader, the file system or the network
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{address} gives no outlines by bounding box ({why}); give GeoParquet with one.") from None
+    if frame.empty:
+        raise ValueError(f"{address} has no outline in the region; give the file of its country.")
+    if frame.crs is None or not frame.crs.is_geographic:
+        raise ValueError(f"{address} is not in degrees; write it in EPSG:4326.")
+    if other := set(frame.geom_type) - {"Polygon", "MultiPolygon"}:
+        raise ValueError(f"{address} holds {other.pop()}, which outlines nothing; leave out all but polygons.")
+    if "determination:datetime" in frame:
+        year = pd.to_datetime(frame["determination:datetime"]).dt.year
+        frame = frame[year == year.max()]
+    shapes = zip(frame.geometry.to_crs(grid.crs), range(1, len(frame) + 1), strict=True)
+    return rasterio.features.rasterize(shapes, grid.shape, transform=grid.affine, dtype="int32")
 
 
 def text(value: Any) -> str:
