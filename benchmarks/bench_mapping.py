@@ -68,7 +68,7 @@ def measure(run_path, cube_path, is_dense, tile):
     steps, network = mapping._inputs(runs.read(run_path), cube_path)
     start = peak_mb()
     predictor = mapping._Predictor(network, is_dense, tile)
-    tiles = mapping._tiles(*steps.rio.shape, tile)
+    tiles = [*mapping._tiles(*steps.rio.shape, tile).values()]
     tiles = tiles if is_dense else [tiles[len(tiles) // 2 + int(len(tiles) ** 0.5) // 2]]
     mapping._map_tile(tiles[0], steps, None, predictor)
     began = time.perf_counter()

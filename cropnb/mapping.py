@@ -5,6 +5,7 @@ interrupted goes on where it stopped.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -19,13 +20,12 @@ import odc.geo.xr  # noqa: F401  (the .odc accessor)
 import pandas as pd
 import rasterio
 import rasterio.shutil
-import rioxarray  # noqa: F401  (the .rio accessor)
 import xarray as xr
+from odc.geo.geobox import GeoBox
 from rasterio.features import sieve
 from rasterio.warp import transform_bounds, transform_geom
 from rasterio.windows import Window
 from scipy.ndimage import minimum_filter
-from shapely.geometry import box, mapping
 from tqdm import tqdm
 
 from cropnb import colours, cube, files, project, rasters, runs, samples, scenarios
@@ -84,7 +84,7 @@ def write(
         raise ValueError(f"{folder} holds {others[0]}, which is no part of a map; give a folder of its own.")
     if cropland is not None:
         _check_grid(cropland, steps)
-    height, width = steps.rio.shape
+    height, width = steps.odc.geobox.shape
     tile = min(tile, max(height, width))
     needed = 3 * height * width * (len(run.record["classes"]) + 1)  # as tiles, as one raster and compressed
     predictor = _Predictor(network, dense, tile)
@@ -94,10 +94,10 @@ def write(
     if shutil.disk_usage(work).free < needed:
         raise OSError(f"The map in {folder} needs {needed / 1e9:.1f} GB, more than is free on its disk.")
     tiles = _tiles(height, width, tile)
-    for each in tqdm(tiles, desc=folder.name, unit="tile", file=sys.stderr, disable=not project.watched()):
-        if not (path := _tile_path(work, each)).is_file():
+    for name in tqdm(tiles, desc=folder.name, unit="tile", file=sys.stderr, disable=not project.watched()):
+        if not (path := work / "tiles" / name).is_file():
             with files.whole(path) as part:
-                np.save(part, _map_tile(each, steps, cropland, predictor))
+                np.save(part, _map_tile(tiles[name], steps, cropland, predictor))
     with files.whole(folder) as part:
         _assemble(work, part, steps, run, dense, tiles)
     for leftover in folder.parent.glob(f".{folder.name}-*"):
@@ -160,11 +160,11 @@ def _inputs(run: runs.Run, cube_path: str | Path) -> tuple[xr.DataArray, "keras.
 def _check_grid(path: str | Path, steps: xr.DataArray) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing: write the cropland raster first.")
-    ours = steps.rio.shape, steps.rio.bounds(), steps.rio.crs
     with rasterio.open(path) as file:
-        theirs = file.shape, tuple(file.bounds), file.crs
-    if ours[::2] != theirs[::2] or not np.allclose(ours[1], theirs[1], rtol=0, atol=0.01):
-        texts = ("{} x {} pixels within {} in {}".format(*shape, bounds, crs) for shape, bounds, crs in (theirs, ours))
+        theirs, ours = GeoBox.from_rio(file), steps.odc.geobox
+    near = np.allclose(tuple(theirs.affine), tuple(ours.affine), rtol=0, atol=0.01)
+    if not near or theirs.shape != ours.shape or theirs.crs != ours.crs:
+        texts = (f"{g.height} x {g.width} pixels within {tuple(g.boundingbox)} in {g.crs}" for g in (theirs, ours))
         raise ValueError("{} has {}, the cube {}; resample it to the cube's grid.".format(path, *texts))
 
 
@@ -182,13 +182,10 @@ def _fingerprint(run: runs.Run, cube_path: str | Path, cropland: str | Path | No
     return digest.hexdigest()[:16]
 
 
-def _tiles(height: int, width: int, side: int) -> list[Window]:
-    corners = ((row, column) for row in range(0, height, side) for column in range(0, width, side))
-    return [Window(column, row, min(side, width - column), min(side, height - row)) for row, column in corners]
-
-
-def _tile_path(work: Path, tile: Window) -> Path:
-    return work / "tiles" / f"{tile.row_off}-{tile.col_off}.npy"
+def _tiles(height: int, width: int, side: int) -> dict[str, Window]:
+    """The tiles of a map, by the names of their files."""
+    corners = itertools.product(range(0, height, side), range(0, width, side))
+    return {f"{y}-{x}.npy": Window(x, y, min(side, width - x), min(side, height - y)) for y, x in corners}
 
 
 class _Predictor:
@@ -205,54 +202,50 @@ class _Predictor:
         if not training.list_gpus():  # on a processor, compiling takes longer than it saves
             self.network.jit_compile = False
 
-    def __call__(self, window: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Probabilities (pixel, class) of the wanted pixels (y, x) of a window."""
-        rows, columns = np.nonzero(wanted)
+    def __call__(self, window: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Probabilities (pixel, class) of pixels of the tile in a window."""
         if self.is_dense:
-            tile = np.where(np.isfinite(window), window, 0).transpose(2, 0, 1, 3)
-            first = self.patch // 2  # pixel of the patch
-            return np.asarray(self.network.predict_on_batch(tile[None]))[0, rows - first, columns - first]
-        probabilities = np.empty((rows.size, self.classes), "float32")
+            whole = np.where(np.isfinite(window), window, 0).transpose(2, 0, 1, 3)
+            return np.asarray(self.network.predict_on_batch(whole[None]))[0, rows, columns]
+        found = []
         for start in range(0, rows.size, BATCH):
             part = slice(start, start + BATCH)
-            patches = samples.gather(window, rows[part], columns[part], self.patch)
+            patches = samples.gather(window, self.halo + rows[part], self.halo + columns[part], self.patch)
             count = len(patches)
             patches.resize((BATCH, *patches.shape[1:]))  # batches of one size, so that the network is traced once
-            probabilities[part] = np.asarray(self.network.predict_on_batch(patches))[:count]
-        return probabilities
+            found.append(np.asarray(self.network.predict_on_batch(patches))[:count])
+        return np.concatenate(found)
 
 
 def _map_tile(tile: Window, steps: xr.DataArray, cropland: str | Path | None, predictor: _Predictor) -> np.ndarray:
     """Class and probabilities of a tile, (1 + class, y, x) uint8."""
     halo, side = predictor.halo, predictor.side + 2 * predictor.halo
-    values = np.full((tile.height, tile.width, 1 + predictor.classes), NO_DATA, "uint8")
-    wanted = np.zeros((side, side), bool)
-    inner = wanted[halo : halo + tile.height, halo : halo + tile.width]
-    inner[:] = True
+    values = np.full((1 + predictor.classes, tile.height, tile.width), NO_DATA, "uint8")
+    wanted = np.ones((tile.height, tile.width), bool)
     if cropland is not None:
         with rasterio.open(cropland) as file:
-            inner[:] = file.read(1, window=tile) == 1
-    if inner.any():
+            wanted = file.read(1, window=tile) == 1
+    if wanted.any():
         window = _read(steps, tile.row_off - halo, tile.col_off - halo, side)
-        wanted &= minimum_filter(np.isfinite(window).all((2, 3)), predictor.patch)
-    if inner.any():
-        probabilities = predictor(window, wanted)
-        values[inner, 0] = probabilities.argmax(axis=1)
-        values[inner, 1:] = np.rint(LEVELS * probabilities)
-    return np.moveaxis(values, -1, 0)
+        whole = minimum_filter(np.isfinite(window).all((2, 3)), predictor.patch)
+        wanted &= whole[halo : halo + tile.height, halo : halo + tile.width]
+    if wanted.any():
+        probabilities = predictor(window, *np.nonzero(wanted)).T
+        values[0, wanted] = probabilities.argmax(axis=0)
+        values[1:, wanted] = np.rint(LEVELS * probabilities)
+    return values
 
 
 def _read(steps: xr.DataArray, row: int, column: int, side: int) -> np.ndarray:
     """A window (y, x, time, feature) from that pixel on, with missing values beyond the region."""
-    taken = {"y": slice(max(0, row), row + side), "x": slice(max(0, column), column + side)}
-    values = steps.isel(taken).transpose("y", "x", "time", "feature").compute().values
-    window = np.full((side, side, *values.shape[2:]), np.nan, "float32")
-    row, column = max(0, -row), max(0, -column)
-    window[row : row + values.shape[0], column : column + values.shape[1]] = values
-    return window
+    numbered = steps.assign_coords(y=np.arange(steps.sizes["y"]), x=np.arange(steps.sizes["x"]))
+    window = numbered.reindex(y=np.arange(row, row + side), x=np.arange(column, column + side))
+    return window.transpose("y", "x", "time", "feature").astype("float32").to_numpy()
 
 
-def _assemble(work: Path, whole: Path, steps: xr.DataArray, run: runs.Run, is_dense: bool, tiles: list[Window]) -> None:
+def _assemble(
+    work: Path, whole: Path, steps: xr.DataArray, run: runs.Run, is_dense: bool, tiles: dict[str, Window]
+) -> None:
     """The finished tiles in `work` as the files of the map, in the new folder `whole`."""
     classes = run.record["classes"]
     whole.mkdir()
@@ -266,8 +259,8 @@ def _assemble(work: Path, whole: Path, steps: xr.DataArray, run: runs.Run, is_de
         shades = enumerate(colours.palette(classes).values())
         crop.write_colormap(1, {code: tuple(bytes.fromhex(shade[1:])) for code, shade in shades})
         probability.scales = len(classes) * (1 / LEVELS,)
-        for tile in tiles:
-            values = np.load(_tile_path(work, tile))
+        for name, tile in tiles.items():
+            values = np.load(work / "tiles" / name)
             crop.write(values[0], 1, window=tile)
             probability.write(values[1:], window=tile)
     for name, overviews in (("crop.tif", "nearest"), ("probability.tif", "average")):
@@ -282,7 +275,8 @@ def _assemble(work: Path, whole: Path, steps: xr.DataArray, run: runs.Run, is_de
 
 def _stac_item(steps: xr.DataArray, classes: list[str], about: dict) -> dict:
     """Where, when and what the map is, for catalogues: a STAC item."""
-    crs, bounds = steps.rio.crs, steps.rio.bounds()
+    grid = steps.odc.geobox
+    towards = str(grid.crs), "EPSG:4326"
     first, last = (f"{pd.Timestamp(time):%Y-%m-%dT%H:%M:%SZ}" for time in steps.time.values[[0, -1]])
     legend = [
         {"value": code, "name": re.sub(r"\W", "_", name), "title": name, "color_hint": colour[1:]}
@@ -298,15 +292,15 @@ def _stac_item(steps: xr.DataArray, classes: list[str], about: dict) -> dict:
         "stac_version": "1.0.0",
         "stac_extensions": [f"https://stac-extensions.github.io/{name}/schema.json" for name in extensions],
         "id": "-".join(str(about[name]) for name in ("model", "features", "augmentation", "seed")),
-        "geometry": transform_geom(crs, "EPSG:4326", mapping(box(*bounds))),
-        "bbox": transform_bounds(crs, "EPSG:4326", *bounds),
+        "geometry": transform_geom(*towards, grid.extent.json),
+        "bbox": transform_bounds(*towards, *grid.boundingbox),
         "properties": {
             "datetime": None,
             "start_datetime": first,
             "end_datetime": last,
-            "proj:epsg": crs.to_epsg(),
-            "proj:shape": steps.rio.shape,
-            "proj:transform": steps.rio.transform()[:6],
+            "proj:epsg": grid.crs.epsg,
+            "proj:shape": [grid.height, grid.width],
+            "proj:transform": grid.affine[:6],
             **about,
         },
         "links": [],
