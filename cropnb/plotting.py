@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import xarray as xr
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -58,7 +59,7 @@ def kilometres(ax: Axes) -> Axes:
     return ax
 
 
-def confusion(matrix: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def confusion(matrix: pd.DataFrame, ax: Axes) -> Axes:
     """Heat map of a confusion matrix, rows normalised, counts written in the cells.
 
     Parameters
@@ -66,45 +67,15 @@ def confusion(matrix: pd.DataFrame, ax: Axes | None = None) -> Axes:
     matrix
         Counts, true classes in rows and predicted classes in columns, in the same order.
     """
-    ax = ax or plt.gca()
-    counts = matrix.to_numpy()
-    totals = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    labels = [
-        [f"{100 * s:.0f} %\n{n:,.0f}" for s, n in zip(*row, strict=True)] for row in zip(share, counts, strict=True)
-    ]
-    sns.heatmap(
-        pd.DataFrame(share, matrix.index, matrix.columns),
-        annot=labels,
-        fmt="",
-        cmap="Blues",
-        vmin=0,
-        vmax=1,
-        square=True,
-        cbar=False,
-        linewidths=1,
-        annot_kws={"size": "small"},
-        ax=ax,
-    )
+    share = matrix.div(matrix.sum(axis=1), axis=0).fillna(0)
+    written = share.map("{:.0%}".format).replace("%", " %\n", regex=True) + matrix.map("{:,.0f}".format)
+    options = {"cmap": "Blues", "vmin": 0, "vmax": 1, "square": True, "cbar": False, "linewidths": 1}
+    sns.heatmap(share, annot=written, fmt="", annot_kws={"size": "small"}, ax=ax, **options)
     ax.set(xlabel="predicted", ylabel="true")
     return ax
 
 
 _KINDS = {"STAR": "#009E73", "Conv": "#56B4E9", "Dense": "#E69F00", "Pool": "#CC79A7"}
-
-
-def heat_map(fractions: pd.DataFrame, states: pd.DataFrame, ax: Axes, low: float, high: float) -> Axes:
-    """Fractions as a heat map in per cent between `low` and `high` (per cent); `states` says why one is absent."""
-    options = {"cmap": "viridis", "vmin": low, "vmax": high, "cbar": False, "linewidths": 0.5, "fmt": ".1f"}
-    sns.heatmap(100 * fractions, annot=True, ax=ax, annot_kws={"size": "small"}, **options)
-    for (y, x), text in np.ndenumerate(states.to_numpy()):
-        if text:
-            text = text.replace("not in this build", "–").replace(" here", "").replace(" ", "\n")
-            ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize="x-small")
-    ax.grid(visible=False)
-    ax.set_facecolor("#EEEEEE")
-    ax.set(xlabel="", ylabel="")
-    return ax
 
 
 def two_tables(wide: pd.DataFrame, axes: Sequence[Axes], titles: Sequence[str], step: int = 0) -> Sequence[Axes]:
@@ -115,16 +86,21 @@ def two_tables(wide: pd.DataFrame, axes: Sequence[Axes], titles: Sequence[str], 
     wide
         Fractions in the column groups ``paper`` and ``estimate``; ``state`` says why a cell of ours is empty.
     """
-    numbers = 100 * wide[["paper", "estimate"]].to_numpy(float)
-    limits = np.nanmin(numbers), np.nanmax(numbers)
+    numbers = 100 * wide[["paper", "estimate"]].astype(float)
+    options = {"cmap": "viridis", "vmin": np.nanmin(numbers), "vmax": np.nanmax(numbers), "cbar": False, "fmt": ".1f"}
     for ax, column, title in zip(axes, ("paper", "estimate"), titles, strict=True):
-        states = wide["state"] if column == "estimate" else wide["state"].replace(".*", "", regex=True)
-        heat_map(wide[column].astype(float), states, ax, *limits).set_title(title)
-        ax.hlines(range(step, len(wide), step) if step else [], 0, states.shape[1], color="white", lw=3)
+        table = numbers.loc[:, column]
+        sns.heatmap(table, annot=True, annot_kws={"size": "small"}, linewidths=0.5, ax=ax, **options)
+        ax.hlines(range(step, len(wide), step) if step else [], 0, table.shape[1], color="white", lw=3)
+        ax.grid(visible=False)
+        ax.set(xlabel="", ylabel="", title=title, facecolor="#EEEEEE")
+    for (y, x), text in np.ndenumerate(wide["state"]):
+        text = text.replace("not in this build", "–").replace(" here", "").replace(" ", "\n")
+        axes[1].text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize="x-small")
     return axes
 
 
-def network(layers: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def network(layers: pd.DataFrame, ax: Axes) -> Axes:
     """A network as a column of bars from input to output, one a layer, as long as its output has numbers (log).
 
     Parameters
@@ -133,7 +109,6 @@ def network(layers: pd.DataFrame, ax: Axes | None = None) -> Axes:
         Table of ``cropnb.models.layers``; with a column ``published``, the parameters at the published width are
         written too.
     """
-    ax = ax or plt.gca()
     for y, (_, kind, output, parameters, *published) in enumerate(layers.itertuples(index=False)):
         colour = next((c for word, c in _KINDS.items() if word in kind), "#D0D0D0")
         ax.barh(y, np.log10(np.prod(output)) + 0.1, color=colour, edgecolor="black", linewidth=0.5, height=0.72)
@@ -168,7 +143,7 @@ def history(epochs: pd.DataFrame, axes: Sequence[Axes]) -> Sequence[Axes]:
     return axes
 
 
-def errors(judged: pd.DataFrame, classes: Sequence[str], ax: Axes | None = None) -> Axes:
+def errors(judged: pd.DataFrame, classes: Sequence[str], ax: Axes) -> Axes:
     """Map of test pixels: right ones grey, wrong ones in the colour of the true crop, each block with its accuracy.
 
     Parameters
@@ -176,7 +151,6 @@ def errors(judged: pd.DataFrame, classes: Sequence[str], ax: Axes | None = None)
     judged
         Columns y, x (metres), block, true and right.
     """
-    ax = ax or plt.gca()
     right, wrong = judged[judged["right"]], judged[~judged["right"]]
     ax.plot(right["x"], right["y"], ".", color="0.8", ms=3)
     for crop, colour in palette(classes).items():
@@ -191,7 +165,7 @@ def errors(judged: pd.DataFrame, classes: Sequence[str], ax: Axes | None = None)
     return kilometres(ax)
 
 
-def learning_curve(scores: pd.DataFrame, base: float, ax: Axes | None = None) -> Axes:
+def learning_curve(scores: pd.DataFrame, base: float, ax: Axes) -> Axes:
     """Overall accuracy in per cent against the number of labels, a line a start, with intervals.
 
     Parameters
@@ -202,7 +176,6 @@ def learning_curve(scores: pd.DataFrame, base: float, ax: Axes | None = None) ->
     base
         Accuracy without any network, a dotted line.
     """
-    ax = ax or plt.gca()
     numbers = list(scores.index.unique("labelled"))
     colours = ("#0072B2", "#D55E00", "#44AA99", "#882255")
     for i, (start, colour) in enumerate(zip(scores.index.unique("start"), colours, strict=False)):
@@ -218,7 +191,7 @@ def learning_curve(scores: pd.DataFrame, base: float, ax: Axes | None = None) ->
 
 
 def intervals(
-    frame: pd.DataFrame, ax: Axes | None = None, color: str = "#0072B2", offset: float = 0.0, label: str | None = None
+    frame: pd.DataFrame, ax: Axes, color: str = "#0072B2", offset: float = 0.0, label: str | None = None
 ) -> Axes:
     """Estimates as dots with their intervals as bars, one row of `frame` a line.
 
@@ -229,7 +202,6 @@ def intervals(
     offset
         Vertical shift in lines, so that several frames can stand beside each other.
     """
-    ax = ax or plt.gca()
     y = np.arange(len(frame)) + offset
     ax.hlines(y, frame["low"], frame["high"], color=color, linewidth=2)
     ax.plot(frame["estimate"], y, "o", color=color, label=label)
@@ -240,23 +212,13 @@ def intervals(
     return ax
 
 
-def beside(frame: pd.DataFrame, paper: Sequence[float], ax: Axes | None = None, label: str | None = None) -> Axes:
+def beside(frame: pd.DataFrame, paper: Sequence[float], ax: Axes, label: str | None = None) -> Axes:
     """Differences as of `intervals`, the paper's numbers as diamonds below them, and a line at zero."""
     ax = intervals(frame, ax, label=label)
     ax.plot(paper, np.arange(len(frame)) + 0.25, "D", color="#D55E00", markersize=5, label="paper, Bei'an")
     ax.axvline(0, color="black", lw=0.8)
     ax.set_ylim(len(frame) - 0.4, -0.6)
     return ax
-
-
-class Interactive:
-    """An interactive figure as one piece of HTML that needs nothing else; see `show`."""
-
-    def __init__(self, html: str):
-        self.html = html
-
-    def _repr_html_(self) -> str:
-        return self.html
 
 
 def accessors() -> None:
@@ -271,7 +233,7 @@ def accessors() -> None:
         import hvplot.xarray  # noqa: F401
 
 
-def show(figure: Any, alt: str) -> Interactive:
+def show(figure: Any, alt: str) -> HTML:
     """Show an hvPlot (HoloViews) or Bokeh figure wherever its notebook is opened, with a kernel or without, offline.
 
     The figure shrinks with its column. It carries BokehJS (1.3 MB), since JupyterLab, VS Code and nbconvert have
@@ -300,13 +262,13 @@ def show(figure: Any, alt: str) -> Interactive:
             part.update(sizing_mode="scale_width", frame_width=None, frame_height=None)
     script, div = components(figure)
     library = (Path(bokeh.__file__).parent / "server/static/js/bokeh.min.js").read_text(encoding="utf-8")
-    return Interactive(
+    return HTML(
         f'<figure class="cropnb-interactive" role="group" aria-label="{escape(alt, quote=True)}">{div}</figure>'
         f'<script class="{LOADER}">if (!window.Bokeh) {{{library}}}</script>{script}'
     )
 
 
-def seasonal(values: xr.DataArray, crops: Sequence[str] | np.ndarray, ax: Axes | None = None) -> Axes:
+def seasonal(values: xr.DataArray, crops: Sequence[str] | np.ndarray, ax: Axes) -> Axes:
     """One band's season by crop: the median as a line, the middle half of the points as a band.
 
     Parameters
@@ -316,7 +278,6 @@ def seasonal(values: xr.DataArray, crops: Sequence[str] | np.ndarray, ax: Axes |
     crops
         Crop of each point.
     """
-    ax = ax or plt.gca()
     crop_of = np.asarray(crops)
     names = [crop for crop in PALETTE if crop in crop_of] + sorted(set(crop_of) - set(PALETTE))
     for crop, colour in palette(names).items():
