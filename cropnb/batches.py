@@ -4,9 +4,9 @@ A batch depends on seed, epoch and position alone, not on the number of workers 
 `Model.fit(..., shuffle=False)`: Keras would otherwise shuffle the batches again, by global random numbers.
 """
 
+import copy
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -21,31 +21,8 @@ from cropnb.split import SETS
 log = logging.getLogger(__name__)
 
 
-class _Epochs(keras.utils.PyDataset):
-    """Batches cut from columns that are made anew every epoch: `_columns` makes them, `_batch` reads a part."""
-
-    def _begin(self, epoch: int) -> None:
-        # In one step: a thread that still fetches ahead reads both.
-        self._pass = epoch, self._columns(np.random.default_rng([self.seed, epoch]))
-
-    def on_epoch_end(self) -> None:
-        """Make the columns of the next epoch."""
-        self._begin(self._pass[0] + 1)
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return -(-len(self._pass[1][0]) // self.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The batch at a position of the current epoch."""
-        epoch, columns = self._pass
-        chosen = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        rng = np.random.default_rng([self.seed, epoch, 1 + index])  # 0 would be the epoch's own stream
-        return self._batch(rng, *(column[chosen] for column in columns))
-
-
-class PatchDataset(_Epochs):
-    """Batches of patches (batch, time, size, size, 3) float32 and one-hot labels (batch, classes) float32.
+class PatchDataset(keras.utils.PyDataset):
+    """Batches of patches (batch, time, size, size, 3) float32 and labels (batch, classes) float32, which sum to 1.
 
     Parameters
     ----------
@@ -107,6 +84,7 @@ class PatchDataset(_Epochs):
             raise ValueError(f"{kept}{_empty_step(array, table)}.")
         self.array, self.classes, self.size = array, tuple(classes), size
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.method = "none"  # `augment` gives a copy with another one
         self.rows, self.cols = self.samples["row"].to_numpy(), self.samples["col"].to_numpy()
         self.labels = pd.Categorical(self.samples["crop"], self.classes).codes.astype(np.int64)
         self._begin(0)
@@ -116,51 +94,48 @@ class PatchDataset(_Epochs):
         patches = gather(self.array, self.rows[positions], self.cols[positions], self.size)
         return patches, np.eye(len(self.classes), dtype=np.float32)[self.labels[positions]]
 
+    def on_epoch_end(self) -> None:
+        """Make the columns of the next epoch."""
+        self._begin(self._pass[0] + 1)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self._pass[1][0]) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The batch at a position of the current epoch."""
+        epoch, columns = self._pass
+        chosen = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        positions, *others = (column[chosen] for column in columns)
+        patches, labels = self.at(positions)
+        if self.method == "oversampling":
+            rng = np.random.default_rng([self.seed, epoch, 1 + index])  # 0 would be the epoch's own stream
+            (turn,) = others
+            angles, flips = rng.uniform(-180, 180, turn.size), rng.random(turn.size) < 0.5
+            patches[turn] = augmentation.rotate_flip(patches[turn], angles[turn], flips[turn])
+        elif self.method == "mix-up":
+            other_patches, other_labels = self.at(others[0])
+            share = others[1][:, None]
+            labels = share * labels + (1 - share) * other_labels
+            share = share[..., None, None, None]
+            patches = share * patches + (1 - share) * other_patches
+        return patches, labels
+
+    def _begin(self, epoch: int) -> None:
+        # In one step: a thread that still fetches ahead reads both.
+        self._pass = epoch, self._columns(np.random.default_rng([self.seed, epoch]))
+
     def _columns(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """What an epoch is cut from: positions in `samples` first."""
+        if self.method == "oversampling":
+            return augmentation.oversample(self.labels, rng)
+        if self.method == "mix-up":
+            return augmentation.mix_pairs(self.labels, rng)
         order = np.arange(len(self.labels))
         return (rng.permutation(order) if self.shuffle else order,)
 
-    def _batch(self, rng: np.random.Generator, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.at(positions)
 
-
-class AugmentedDataset(_Epochs):
-    """Batches of a training `PatchDataset` after "oversampling" or "mix-up"; labels (batch, classes) sum to 1.
-
-    Parameters
-    ----------
-    dataset
-        The training set.
-    method, seed
-        As in `augment`.
-    """
-
-    def __init__(self, dataset: PatchDataset, method: str, *, seed: int) -> None:
-        super().__init__(workers=dataset.workers)
-        self.dataset, self.method, self.seed = dataset, method, seed
-        self.batch_size = dataset.batch_size
-        self._begin(0)
-
-    def _columns(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        if self.method == "oversampling":
-            return augmentation.oversample(self.dataset.labels, rng)
-        return augmentation.mix_pairs(self.dataset.labels, rng)
-
-    def _batch(self, rng: np.random.Generator, *columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        patches, labels = self.dataset.at(columns[0])
-        if self.method == "oversampling":
-            turn = columns[1]
-            angles, flips = rng.uniform(-180, 180, turn.size), rng.random(turn.size) < 0.5
-            patches[turn] = augmentation.rotate_flip(patches[turn], angles[turn], flips[turn])
-            return patches, labels
-        others, other_labels = self.dataset.at(columns[1])
-        share = columns[2][:, None]
-        labels = share * labels + (1 - share) * other_labels
-        share = share[..., None, None, None]
-        return share * patches + (1 - share) * others, labels
-
-
-def augment(method: str, dataset: PatchDataset, *, seed: int) -> tuple[_Epochs, np.ndarray | None]:
+def augment(method: str, dataset: PatchDataset, *, seed: int) -> tuple[PatchDataset, np.ndarray | None]:
     """The training data and the class weights of one treatment of imbalance, as `training.train` takes them.
 
     Parameters
@@ -191,7 +166,10 @@ def augment(method: str, dataset: PatchDataset, *, seed: int) -> tuple[_Epochs, 
     if method == "balanced-loss":
         counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
         return dataset, augmentation.class_weights(counts)
-    return AugmentedDataset(dataset, method, seed=seed), None
+    treated = copy.copy(dataset)
+    treated.method, treated.seed = method, seed
+    treated._begin(0)
+    return treated, None
 
 
 def load(
@@ -200,7 +178,6 @@ def load(
     classes: Sequence[str],
     *,
     seed: int,
-    path: str | Path | None = None,
     **options: Any,
 ) -> tuple[PatchDataset, PatchDataset, PatchDataset]:
     """Training, validation and test samples of a scenario; those for training are shuffled.
@@ -213,8 +190,6 @@ def load(
         Table of ``split.parquet``.
     classes, seed, options
         As in `PatchDataset`.
-    path
-        As in `cropnb.samples.materialise`.
 
     Raises
     ------
@@ -233,7 +208,7 @@ def load(
             raise ValueError(f"The split is {off:g} m off the cube along {axis}; remake the split.")
     if (patch := split.attrs.get("patch")) and options.get("size", 11) > patch:
         raise ValueError(f"The split keeps patches of {patch} pixels apart, not of {options['size']}; remake it.")
-    array = materialise(scenario, path)
+    array = materialise(scenario)
     sets = {name: split[split["set"] == name] for name in SETS}
     train, validation, test = (
         PatchDataset(array, rows, classes, seed=seed, shuffle=name == "train", **options) for name, rows in sets.items()

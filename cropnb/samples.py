@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 from numba import njit
 from numpy.typing import ArrayLike
+from scipy.ndimage import minimum_filter
 
 from cropnb import files
 from cropnb.split import SETS
@@ -98,8 +99,9 @@ def usable(array: np.ndarray, table: pd.DataFrame, size: int) -> tuple[pd.DataFr
     labelled = table["crop"].notna().to_numpy()
     rows, cols = table["row"].to_numpy(np.int64), table["col"].to_numpy(np.int64)
     near = inside(array, rows, cols, size)
+    complete = minimum_filter(np.isfinite(array.sum(axis=(2, 3))), size)  # one missing value spoils a sum
     whole = labelled & near
-    whole[whole] = _complete(np.asarray(array), rows[whole], cols[whole], size)
+    whole[whole] = complete[rows[whole], cols[whole]]
     dropped = {
         "without ground truth": int((~labelled).sum()),
         "leaving the region": int((labelled & ~near).sum()),
@@ -163,15 +165,3 @@ def _copy(array: np.ndarray, rows: np.ndarray, cols: np.ndarray, size: int, patc
                     out[k + feature] = patch[p + feature]
                 k += three
                 p += np.uintp(steps) * three
-
-
-@njit(nogil=True, cache=True)
-def _complete(array: np.ndarray, rows: np.ndarray, cols: np.ndarray, size: int) -> np.ndarray:
-    complete = np.ones(rows.size, np.bool_)
-    half = size // 2
-    for sample in range(rows.size):
-        for i in range(rows[sample] - half, rows[sample] + half + 1):
-            if not np.isfinite(array[i, cols[sample] - half : cols[sample] + half + 1]).all():
-                complete[sample] = False
-                break
-    return complete
