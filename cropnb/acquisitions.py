@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import rasterio
-from odc.geo.geobox import GeoBox
 
 from cropnb import rasters, schema
 
@@ -58,17 +57,16 @@ def find(region_folder: str | Path, max_cloud: float | None = None) -> pd.DataFr
     folder = Path(region_folder)
     record = schema.read_record(folder)
     rows = _radar(folder / "sar") + _optical(folder / "optical")
-    columns = ["time", "sensor", "track", "cloud_cover", "files"]
-    table = pd.DataFrame(rows, columns=columns).sort_values("time", ignore_index=True)
+    table = pd.DataFrame(rows, columns=["time", "sensor", "track", "files"]).sort_values("time", ignore_index=True)
     if table.empty:
         raise ValueError(f"{folder} has neither radar nor optical acquisitions: fetch some first.")
     _check_dates(table, record, folder)
-    grid = GeoBox.from_bbox(tuple(record["bounds"]), record["crs"], resolution=rasters.PIXEL)
     for files in table.files:
         for kind, path in files.items():
-            if fault := rasters.fault(path, kind, grid):
+            if fault := rasters.fault(path, kind, schema.grid(record)):
                 raise ValueError(f"{path} {fault}.")
-    table["cloud_cover"] = [_cloud_cover(f["scl"]) if "scl" in f else np.nan for f in table.files]
+    classes = (rasters.read_classes(files["scl"]) if "scl" in files else np.empty(0) for files in table.files)
+    table["cloud_cover"] = [cloud_cover(each) for each in classes]
     max_cloud = record.get("max_cloud", MAX_CLOUD) if max_cloud is None else max_cloud
     table["used"] = ~(table.cloud_cover >= max_cloud)
     return table
@@ -82,18 +80,24 @@ def features(files: Mapping[str, Path]) -> list[str]:
     return [name for name in FEATURES["optical"] if name in files] or list(FEATURES["sar"])
 
 
+def cloud_cover(classes: np.ndarray) -> float:
+    """Fraction of the valid pixels of a scene classification that is in cloud or shadow; NaN where there are none."""
+    valid = np.count_nonzero(classes)
+    return np.isin(classes, CLOUD_CLASSES).sum() / valid if valid else np.nan
+
+
 def _radar(folder: Path) -> list[tuple]:
-    """Files S1_YYYYMMDDTHHMM_{VV,VH}.tif, _C2.tif or _FEATURES.tif as (time, sensor, track, cloud cover, files)."""
+    """Files S1_YYYYMMDDTHHMM_{VV,VH}.tif, _C2.tif or _FEATURES.tif as (time, sensor, track, files)."""
     found: dict[tuple, dict[str, Path]] = {}
     for path in sorted(folder.glob("[!.]*.tif"), reverse=True):  # VV before VH
-        name = re.fullmatch(r"S1_(\d{8}T\d{4})_([A-Z0-9]+)", path.stem)
+        name = re.fullmatch(r"S1_(\d{8}T\d{4})_(VV|VH|C2|FEATURES)", path.stem)
         if not name:
-            raise ValueError(f"{path} is not named S1_YYYYMMDDTHHMM_VV.tif or _VH.tif: rename or remove it.")
+            raise ValueError(
+                f"{path} is not named S1_YYYYMMDDTHHMM and _VV, _VH, _C2 or _FEATURES: rename or remove it."
+            )
         with rasterio.open(path) as file:
-            tags, dtype = file.tags(), file.dtypes[0]
-        if name[2].lower() not in rasters.NAMES:
-            _check_slc(path, tags, dtype, name[2])
-        found.setdefault((name[1], tags.get("orbit_track", "")), {})[name[2].lower()] = path
+            track = file.tags().get("orbit_track", "")
+        found.setdefault((name[1], track), {})[name[2].lower()] = path
     for (time, _), files in found.items():
         for missing in ({"vv", "vh"} - set(files)) if {"vv", "vh"} & set(files) else ():
             path = folder / f"S1_{time}_{missing.upper()}.tif"
@@ -101,45 +105,26 @@ def _radar(folder: Path) -> list[tuple]:
     if len(kinds := {(*sorted(files), *features(files)): files for files in found.values()}) > 1:
         one, other = (next(iter(files.values())) for files in list(kinds.values())[:2])
         raise ValueError(f"{one} and {other} are products of two kinds: bring all radar of a region the same way.")
-    return [(pd.Timestamp(time), "sar", track, np.nan, files) for (time, track), files in found.items()]
-
-
-def _check_slc(path: Path, tags: Mapping, dtype: str, polarisation: str) -> None:
-    stated = tags.get("polarisation", polarisation)
-    if stated not in ("VV", "VH") or stated != polarisation:
-        raise ValueError(f"{path} holds polarisation {stated}: give the product's VV and VH, each in its file.")
-    if not dtype.startswith("complex"):
-        raise ValueError(f"{path} is {dtype}, detected data: give the single-look complex (SLC) product.")
-    if "calibration" not in tags:
-        raise ValueError(f"{path} has no tag `calibration`: store K of sigma0 amplitude = number / K there.")
+    return [(pd.Timestamp(time), "sar", track, files) for (time, track), files in found.items()]
 
 
 def _optical(folder: Path) -> list[tuple]:
-    """Folders S2_YYYYMMDD of bands as (time, sensor, track, cloud cover, files)."""
-    scenes = [path for path in sorted(folder.glob("*/")) if not path.name.startswith(".")]
-    places = {scene: {band: scene / f"{stem}.tif" for band, stem in rasters.BANDS.items()} for scene in scenes}
-    held = {scene: {band for band, path in places[scene].items() if path.is_file()} for scene in scenes}
-    rows = []
-    for scene in scenes:
+    """Folders S2_YYYYMMDD of bands as (time, sensor, track, files)."""
+    rows, bands = [], {"scl"}
+    for scene in sorted(path for path in folder.glob("*/") if not path.name.startswith(".")):
         name = re.fullmatch(r"S2_(\d{8})(_\w+)?", scene.name)
         if not name:
             raise ValueError(f"{scene} is not named S2_YYYYMMDD: rename or remove it.")
-        for band in sorted(set().union(*held.values(), {"scl"}) - held[scene]):
-            raise FileNotFoundError(f"{places[scene][band]} is missing: fetch the band or remove {scene.name}.")
-        if held[scene] == {"scl"}:
-            raise FileNotFoundError(f"{scene} holds no band but its classification: fetch {places[scene]['red'].name}.")
-        files = {band: path for band, path in places[scene].items() if band in held[scene]}
-        rows.append((pd.Timestamp(name[1]), "optical", "", np.nan, files))
+        places = {band: scene / f"{stem}.tif" for band, stem in rasters.BANDS.items()}
+        rows.append((pd.Timestamp(name[1]), "optical", "", {k: path for k, path in places.items() if path.is_file()}))
+        bands |= rows[-1][3].keys()
+    for time, _, _, files in rows:
+        for band in sorted(bands - files.keys()):
+            path = rasters.optical_path(folder.parent, time, band)
+            raise FileNotFoundError(f"{path} is missing: fetch the band or remove {path.parent.name}.")
+    if rows and bands == {"scl"}:
+        raise FileNotFoundError(f"{folder} holds no band but the classification of scenes: fetch the bands.")
     return rows
-
-
-def _cloud_cover(path: Path) -> float:
-    with rasterio.open(path) as file:
-        windows = [window for _, window in file.block_windows(1)]
-    counts = np.sum(
-        [np.bincount(rasters.read_classes(path, window).ravel(), minlength=256) for window in windows], axis=0
-    )
-    return float(counts[list(CLOUD_CLASSES)].sum() / counts[1:].sum())
 
 
 def _check_dates(table: pd.DataFrame, record: Mapping, folder: Path) -> None:

@@ -5,10 +5,11 @@ follows the block and the number of dates, never the area, and values are those 
 """
 
 import logging
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dask.diagnostics import ProgressBar
 from rasterio.windows import Window
 from zarr.codecs import ZstdCodec
 
-from cropnb import files, polarimetry, project, rasters, speckle
+from cropnb import files, polarimetry, project, rasters, schema, speckle
 from cropnb.acquisitions import FEATURES, MASKED_CLASSES, MAX_CLOUD
 from cropnb.acquisitions import features as features_of
 from cropnb.acquisitions import find as acquisitions
@@ -66,49 +67,39 @@ def build(
     if cube_path.exists() and not (cube_path / "zarr.json").is_file():
         raise ValueError(f"{cube_path} holds something that is no cube: give another path or remove it.")
     max_cloud = record.get("max_cloud", MAX_CLOUD) if max_cloud is None else max_cloud
-    table = acquisitions(region_folder, max_cloud)
-    y, x = _axes(record)
-    options: dict[str, Any] = {"looks": looks, "window": window, "polarimetric_filter": polarimetric_filter}
+    table, grid = acquisitions(region_folder, max_cloud), schema.grid(record)
+    options: dict[str, Any] = {"looks": looks, "window": window, "polarimetric_filter": int(polarimetric_filter)}
     options["convention"] = convention
-    margin = window // 2 + polarimetric_filter * (FILTER_WINDOW // 2)
-    margin = max(margin, FILTER_WINDOW // 2)  # of the backscatter branch
-    readers: dict[str, Callable] = {
-        "sar": partial(_sar_block, (len(y), len(x)), margin, options),
-        "optical": _optical_block,
-    }
+    # What the polarimetric branch looks around, and what the backscatter branch does.
+    margin = max(window // 2 + polarimetric_filter * (FILTER_WINDOW // 2), FILTER_WINDOW // 2)
+    readers: dict[str, Callable] = {"sar": partial(_sar_block, grid.shape, margin, options), "optical": _optical_block}
     filters = {"speckle_filter": "multi-temporal refined Lee", "speckle_window": FILTER_WINDOW}
-    processing = {
-        "sar": options | filters | {"polarimetric_filter": int(polarimetric_filter)},
-        "optical": {
-            "max_cloud": max_cloud,
-            "masked_classes": list(MASKED_CLASSES),
-            "resampling": "nearest",
-        },
-    }
+    masks = {"max_cloud": max_cloud, "masked_classes": list(MASKED_CLASSES), "resampling": "nearest"}
+    attrs = {"Conventions": "CF-1.11", "region": record["name"], "simulated": int(record["simulated"])}
     with files.whole(cube_path) as part:
         for sensor in table.sensor.unique():
             used = table[table.used & (table.sensor == sensor)]
             if used.empty:
                 raise ValueError(f"{region_folder} has no usable {sensor} date: raise max_cloud or add acquisitions.")
             names = features_of(used.files.iloc[0])
-            shape = len(names), len(used), len(y), len(x)
+            shape = len(names), len(used), *grid.shape
             planes = rasters.blocks(partial(readers[sensor], list(used.files)), shape, chunk)
-            about, dims = FEATURES[sensor], ("time", "y", "x")
-            group = xr.Dataset(
-                {name: (dims, plane, dict(about[name])) for name, plane in zip(names, planes, strict=True)},
-                {"time": ("time", used.time.to_numpy(), {"standard_name": "time"}), "y": y, "x": x},
-                {"Conventions": "CF-1.11", "region": record["name"], "simulated": int(record["simulated"])},
-            )
-            group = group.assign_attrs(processing[sensor]).rio.write_crs(record["crs"]).rio.write_coordinate_system()
+            named = {name: (("time", "y", "x"), plane) for name, plane in zip(names, planes, strict=True)}
+            group = xr.Dataset(named, {axis: coordinate.values for axis, coordinate in grid.coords.items()})
+            group = group.assign_coords(time=("time", used.time.to_numpy(), {"standard_name": "time"}))
+            group.attrs = attrs | (options | filters if sensor == "sar" else masks)
+            group = group.rio.write_crs(record["crs"]).rio.write_coordinate_system()
             if sensor == "optical":
-                attrs = {"long_name": "fraction under cloud or shadow", "units": "1"}
-                group = group.assign_coords(cloud_cover=("time", used.cloud_cover.to_numpy(float), attrs))
-            for name in names:  # an encoding that is given to to_zarr would forget the grid mapping
+                about = {"long_name": "fraction under cloud or shadow", "units": "1"}
+                group = group.assign_coords(cloud_cover=("time", used.cloud_cover.to_numpy(float), about))
+            for name in names:
+                group[name].attrs |= FEATURES[sensor][name]
+                # An encoding that is given to to_zarr would forget the grid mapping.
                 group[name].encoding["compressors"] = (ZstdCodec(checksum=True),)
             with ProgressBar(out=sys.stderr) if project.watched() else nullcontext():
                 group.to_zarr(part, group=sensor, consolidated=False, write_empty_chunks=True)
             _check_seen(open_cube(part, sensor)[names[0]], region_folder, sensor)
-    log.info("cube of %d x %d pixels and %d acquisitions in %s", len(y), len(x), table.used.sum(), cube_path)
+    log.info("cube of %d x %d pixels and %d acquisitions in %s", *grid.shape, table.used.sum(), cube_path)
     return cube_path
 
 
@@ -156,12 +147,9 @@ def sensors(cube_path: str | Path) -> list[str]:
 
 def complete(cube_path: str | Path) -> xr.DataArray:
     """Whether a pixel (y, x) has a value on every date of every sensor, so that any scenario can use it."""
-    whole = True
-    for sensor in sensors(cube_path):
-        group = open_cube(cube_path, sensor)
-        for name in group.data_vars:
-            whole = whole & np.isfinite(group[name]).all("time")
-    return whole.compute()
+    groups = [open_cube(cube_path, sensor) for sensor in sensors(cube_path)]
+    planes = [(abs(plane) < np.inf).all("time") for group in groups for plane in group.values()]
+    return reduce(operator.and_, planes).compute()
 
 
 def sar_features(
@@ -215,12 +203,12 @@ def optical_reflectance(files: Mapping[str, Path], rows: slice, columns: slice) 
 
 def _read_bands(path: Path, rows: slice, columns: slice) -> xr.Dataset:
     """Bands (y, x) of a raster by their descriptions."""
-    planes = rasters.read(path, Window.from_slices((rows.start, rows.stop), (columns.start, columns.stop)))
+    planes = rasters.read(path, Window.from_slices(rows, columns))
     return xr.Dataset({name: (("y", "x"), plane) for name, plane in planes.items() if name})
 
 
 def _sar_block(
-    grid: tuple[int, int],
+    shape: Sequence[int],
     margin: int,
     options: Mapping,
     files: Sequence[Mapping[str, Path]],
@@ -228,32 +216,28 @@ def _sar_block(
     columns: slice,
 ) -> np.ndarray:
     """Features (feature, time, y, x) of one block, computed with `margin` pixels around it."""
+    names = features_of(files[0])
     if "features" in files[0]:
-        series = xr.concat([_read_bands(each["features"], rows, columns) for each in files], "time")
-        planes = series[features_of(files[0])].to_dataarray("feature")
-        return planes.transpose("feature", "time", "y", "x").values
-    wide, inner = [], {}
-    for dim, part, end in zip(("y", "x"), (rows, columns), grid, strict=True):
-        wide.append(slice(max(0, part.start - margin), min(end, part.stop + margin)))
-        inner[dim] = slice(part.start - wide[-1].start, part.stop - wide[-1].start)
+        return _series([_read_bands(each["features"], rows, columns) for each in files], names)
+    wide = [
+        slice(max(0, part.start - margin), min(end, part.stop + margin))
+        for part, end in zip((rows, columns), shape, strict=True)
+    ]
     dates = [_read_bands(each["c2"], *wide) if "c2" in each else c2_from_slc(each, *wide) for each in files]
     c2 = xr.concat(dates, "time")
     if not np.isfinite(c2.c11).any():  # off the swath: nothing to filter
-        shape = len(FEATURES["sar"]), len(files), rows.stop - rows.start, columns.stop - columns.start
-        return np.full(shape, np.nan, "float32")
-    features = sar_features(c2, **options).isel(inner)
-    return features.to_dataarray("feature").transpose("feature", "time", "y", "x").values
+        return np.full((len(names), len(files), rows.stop - rows.start, columns.stop - columns.start), np.nan, "f4")
+    y, x = (
+        slice(part.start - around.start, part.stop - around.start)
+        for part, around in zip((rows, columns), wide, strict=True)
+    )
+    return _series([sar_features(c2, **options).isel(y=y, x=x)], names)
 
 
 def _optical_block(files: Sequence[Mapping[str, Path]], rows: slice, columns: slice) -> np.ndarray:
-    scenes = xr.concat([optical_reflectance(each, rows, columns) for each in files], "time")
-    planes = scenes[features_of(files[0])].to_dataarray("feature")
-    return planes.transpose("feature", "time", "y", "x").values
+    return _series([optical_reflectance(each, rows, columns) for each in files], features_of(files[0]))
 
 
-def _axes(record: Mapping) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of the 10 m pixels, northing downwards and easting."""
-    left, bottom, right, top = record["bounds"]
-    step = record["pixel_size"]
-    y, x = np.arange(round((top - bottom) / step)), np.arange(round((right - left) / step))
-    return top - step * (y + 0.5), left + step * (x + 0.5)
+def _series(dates: Sequence[xr.Dataset], names: list[str]) -> np.ndarray:
+    """Features (feature, time, y, x) of one date each, or of all together."""
+    return xr.concat(dates, "time")[names].to_dataarray("feature").transpose("feature", "time", "y", "x").values

@@ -7,7 +7,7 @@ on one thread each and free the interpreter lock: dask's threads are the paralle
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dask.array as da
 import numpy as np
@@ -18,15 +18,16 @@ C2 = ("c11", "c22", "c12_real", "c12_imag")
 # S4 = sign x 2 Im<VV conj(VH)>: SNAP since 9.0.1, and Raney et al. (2012) as SNAP 7.0.2-9.0.0 read it.
 SIGNS = {"snap": 1.0, "raney": -1.0}
 _LONG_NAMES = {
-    "c11": ("backscatter of VV, <|VV|^2>", "1"),
-    "c22": ("backscatter of VH, <|VH|^2>", "1"),
-    "c12_real": ("real part of <VV conj(VH)>", "1"),
-    "c12_imag": ("imaginary part of <VV conj(VH)>", "1"),
-    "m": ("degree of polarisation", "1"),
-    "ps": ("single bounce, square root of power", "1"),
-    "pd": ("double bounce, square root of power", "1"),
-    "pv": ("volume scattering, square root of power", "1"),
+    "c11": "backscatter of VV, <|VV|^2>",
+    "c22": "backscatter of VH, <|VH|^2>",
+    "c12_real": "real part of <VV conj(VH)>",
+    "c12_imag": "imaginary part of <VV conj(VH)>",
+    "m": "degree of polarisation",
+    "ps": "single bounce, square root of power",
+    "pd": "double bounce, square root of power",
+    "pv": "volume scattering, square root of power",
 }
+Raster = TypeVar("Raster", xr.DataArray, xr.Dataset)
 
 
 def covariance(vv: xr.DataArray, vh: xr.DataArray) -> xr.Dataset:
@@ -48,7 +49,7 @@ def multilook(c2: xr.Dataset, y: int = 1, x: int = 4) -> xr.Dataset:
     return c2.coarsen(y=y, x=x, boundary="trim").reduce(np.mean, keep_attrs=True)
 
 
-def window_mean(data: xr.DataArray | xr.Dataset, size: int = 5) -> xr.DataArray | xr.Dataset:
+def window_mean(data: Raster, size: int = 5) -> Raster:
     """Moving average over `size` by `size` pixels, the window clipped at the edge of the image, as in SNAP.
 
     A pixel is NaN where any pixel of its window is. Raises ValueError for an even size.
@@ -74,15 +75,9 @@ def stokes(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
     `convention` names the sign of S4: "snap" +2 Im<VV conj(VH)>, "raney" -2 Im<VV conj(VH)>.
     """
     check_c2(c2)
-    sign = _sign(convention)
-    parameters = {
-        "s1": c2.c11 + c2.c22,
-        "s2": c2.c11 - c2.c22,
-        "s3": 2 * c2.c12_real,
-        "s4": 2 * sign * c2.c12_imag,
-    }
-    attrs = {"units": "1", "convention": convention}
-    return xr.Dataset({k: v.assign_attrs(attrs, long_name=f"Stokes {k.upper()}") for k, v in parameters.items()})
+    c11, c22, real, imag = (c2[name] for name in C2)
+    planes = {"s1": c11 + c22, "s2": c11 - c22, "s3": 2 * real, "s4": 2 * _sign(convention) * imag}
+    return _described(planes, "Stokes parameter {}").assign_attrs(convention=convention)
 
 
 def ellipticity(c2: xr.Dataset, convention: str = "snap") -> xr.DataArray:
@@ -124,7 +119,7 @@ def model_free(c2: xr.Dataset, convention: str = "snap") -> xr.Dataset:
     same, opposite = (s.s1 - s.s4) / 2, (s.s1 + s.s4) / 2
     sine = np.sin(2 * np.arctan(polarised * (opposite - same) / (opposite * same + polarised**2)))
     planes = {"ps": polarised * (1 + sine) / 2, "pd": polarised * (1 - sine) / 2, "pv": s.s1 - polarised}
-    return xr.Dataset({k: v.assign_attrs(long_name=f"model-free power {k}", units="1") for k, v in planes.items()})
+    return _described(planes, "model-free power {}")
 
 
 def entropy_alpha(c2: xr.Dataset) -> xr.Dataset:
@@ -134,12 +129,9 @@ def entropy_alpha(c2: xr.Dataset) -> xr.Dataset:
     shares = xr.concat([first, 1 - first], "eigenvalue")
     entropy = -(shares * np.log2(shares.where(shares > 0, 1))).sum("eigenvalue", skipna=False)
     angle = np.degrees(np.arccos((s.s2 / polarised).clip(-1, 1))) / 2
-    return xr.Dataset(
-        {
-            "entropy": entropy.assign_attrs(long_name="entropy", units="1"),
-            "alpha": (first * angle + (1 - first) * (90 - angle)).assign_attrs(long_name="alpha", units="degree"),
-        }
-    )
+    planes = _described({"entropy": entropy, "alpha": first * angle + (1 - first) * (90 - angle)}, "{}")
+    planes.alpha.attrs["units"] = "degree"
+    return planes
 
 
 def shannon_entropy(c2: xr.Dataset) -> xr.Dataset:
@@ -150,7 +142,7 @@ def shannon_entropy(c2: xr.Dataset) -> xr.Dataset:
         "intensity": 2 * np.log(np.pi * np.e * s.s1 / 2),
         "polarimetry": np.log(unpolarised.where(unpolarised > 0)),
     }
-    return xr.Dataset({k: v.assign_attrs(long_name=f"Shannon entropy, {k}", units="1") for k, v in parts.items()})
+    return _described(parts, "Shannon entropy, {}")
 
 
 def dprvi(c2: xr.Dataset) -> xr.DataArray:
@@ -178,7 +170,7 @@ def _polarised(c2: xr.Dataset, convention: str = "snap") -> tuple[xr.Dataset, xr
 
 def decibel(sigma0: xr.DataArray) -> xr.DataArray:
     """10 log10(sigma0); zero and negative power are nodata, so NaN."""
-    return (10 * np.log10(sigma0.where(sigma0 > 0))).assign_attrs(sigma0.attrs, units="dB")
+    return xr.DataArray(10 * np.log10(sigma0.where(sigma0 > 0))).assign_attrs(sigma0.attrs, units="dB")
 
 
 def cross_ratio(vv_db: xr.DataArray, vh_db: xr.DataArray) -> xr.DataArray:
@@ -191,14 +183,13 @@ def read_polsarpro(folder: str | Path) -> xr.Dataset:
 
     Raises FileNotFoundError for a missing file and ValueError for one of the wrong length.
     """
-    folder = Path(folder)
-    files = {name: folder / f"{name.capitalize()}.bin" for name in C2}
-    for path in (folder / "config.txt", *files.values()):
+    config, planes = Path(folder, "config.txt"), {}
+    files = {name: Path(folder, f"{name.capitalize()}.bin") for name in C2}
+    for path in (config, *files.values()):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: a PolSARpro C2 folder holds config.txt and four .bin files.")
-    words = (folder / "config.txt").read_text().split()
+    words = config.read_text().split()
     shape = tuple(int(words[words.index(key) + 1]) for key in ("Nrow", "Ncol"))
-    planes = {}
     for name, path in files.items():
         plane = np.fromfile(path, "<f4")
         if plane.size != shape[0] * shape[1]:
@@ -263,10 +254,10 @@ def _by_pixel(
     """Run `kernel(*flat arrays, *options, out (name, pixel))` on every block."""
 
     def block(*images: np.ndarray) -> tuple[np.ndarray, ...]:
-        shape = np.broadcast_shapes(*(image.shape for image in images))
-        out = np.empty((len(names), int(np.prod(shape))), dtype)
-        kernel(*(np.broadcast_to(image, shape).ravel() for image in images), *options, out)
-        return tuple(out.reshape(len(names), *shape))
+        images = np.broadcast_arrays(*images)
+        out = np.empty((len(names), images[0].size), dtype)
+        kernel(*(image.ravel() for image in images), *options, out)
+        return tuple(out.reshape(len(names), *images[0].shape))
 
     planes = xr.apply_ufunc(
         block,
@@ -278,9 +269,9 @@ def _by_pixel(
     return _described(dict(zip(names, planes, strict=True)))
 
 
-def _described(planes: dict[str, xr.DataArray]) -> xr.Dataset:
+def _described(planes: dict[str, xr.DataArray], long_name: str = "") -> xr.Dataset:
     for name, plane in planes.items():
-        plane.attrs = dict(zip(("long_name", "units"), _LONG_NAMES[name], strict=True))
+        plane.attrs = {"long_name": long_name.format(name) if long_name else _LONG_NAMES[name], "units": "1"}
     return xr.Dataset({name: plane.rename(None) for name, plane in planes.items()})
 
 

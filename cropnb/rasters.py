@@ -200,12 +200,19 @@ def fault(path: str | Path, kind: str, grid: GeoBox | None = None) -> str:
             return f"has bands {bands}: describe them as {list(known)}"
         if MaskFlags.all_valid in file.mask_flag_enums[0]:
             return "states no nodata value: set it, for example gdal_edit.py -a_nodata 0"
+        tags, name = file.tags(), kind.upper()
+        if kind in ("vv", "vh") and tags.get("polarisation", name) != name:
+            return f"holds polarisation {tags['polarisation']}: give the product's VV and VH, each in its file"
+        if kind in ("vv", "vh") and not file.dtypes[0].startswith("complex"):
+            return f"is {file.dtypes[0]}, detected data: give the single-look complex (SLC) product"
+        if kind in ("vv", "vh") and "calibration" not in tags:
+            return "has no tag `calibration`: store K of sigma0 amplitude = number / K there"
         scaled = {*file.scales, *file.offsets} != {1, 0}
         if kind in ("vv", "vh", "scl") and (scaled or (kind != "scl" and file.nodata != 0)):
             return "has a scale, an offset or another nodata value than 0, which no file of its kind has: write it anew"
         units = dict(zip(file.descriptions, file.units, strict=True))
         is_complex, is_whole = file.dtypes[0].startswith("complex"), "int" in file.dtypes[0]
-        if is_complex != (kind in ("vv", "vh")) or (kind == "scl" and not is_whole):
+        if (is_complex and kind not in ("vv", "vh")) or (kind == "scl" and not is_whole):
             return f"is {file.dtypes[0]}: give classes as whole numbers, single-look data as complex, others as real"
         # A coarse look is enough unless it finds nothing.
         looks = [{"shape": tuple(np.minimum(file.shape, LOOK))}, *({"window": w} for _, w in file.block_windows(1))]

@@ -80,8 +80,8 @@ def fit_scaler(steps: xr.DataArray, rows: Sequence[int], columns: Sequence[int],
     """
     if method not in ("min-max", "standard"):
         raise ValueError(f"Unknown scaling {method!r}: choose 'min-max' or 'standard'.")
-    rows, columns = (xr.DataArray(np.asarray(index), dims="sample") for index in (rows, columns))
-    picked = steps.isel(y=rows, x=columns).transpose("time", "sample", "feature").compute()
+    y, x = (xr.DataArray(np.asarray(index), dims="sample") for index in (rows, columns))
+    picked = steps.isel(y=y, x=x).transpose("time", "sample", "feature").compute()
     scaler = {}
     for sensor in dict.fromkeys(picked.sensor.values.tolist()):
         values = picked.values[picked.sensor.values == sensor].reshape(-1, picked.sizes["feature"])

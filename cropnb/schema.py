@@ -6,7 +6,7 @@
 import glob
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -274,6 +274,11 @@ def read_record(folder: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write the region first, an unfinished one has no such file.")
     return json.loads(path.read_text("utf-8"))
+
+
+def grid(record: Mapping) -> GeoBox:
+    """The grid of 10 m pixels that a region's record describes."""
+    return GeoBox.from_bbox(tuple(record["bounds"]), record["crs"], resolution=record["pixel_size"])
 
 
 def write_record(folder: str | Path, record: dict) -> None:

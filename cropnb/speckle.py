@@ -6,6 +6,8 @@ pixels they hold, and a NaN pixel stays NaN. Where one of the nine boxes that fi
 no direction is trusted and the whole window is used.
 """
 
+from functools import partial
+
 import numpy as np
 import xarray as xr
 from numba import njit
@@ -26,9 +28,8 @@ def refined_lee(intensity: xr.DataArray, window: int = 7, looks: float | None = 
     as in SNAP too.
     Raises ValueError for an unknown window, a missing dimension, or an image without a valid pixel.
     """
-    boxes = _check(intensity, window, looks)
-    noise = np.nan if looks is None else 1 / looks
-    filtered = by_block(lambda images: _filter_bands(images, window, boxes, noise), intensity, halo=window // 2)
+    _check(intensity, window, looks)
+    filtered = by_block(partial(_filter_bands, window=window, looks=looks), intensity, halo=window // 2)
     return filtered.assign_attrs(speckle_filter="refined Lee", speckle_window=window)
 
 
@@ -39,11 +40,11 @@ def refined_lee_c2(c2: xr.Dataset, looks: float, window: int = 7) -> xr.Dataset:
     which biases homogeneous areas low, and VV more than VH (chapter 03 measures it).
     """
     check_c2(c2)
-    boxes = _check(c2.c11, window, looks)
+    _check(c2.c11, window, looks)
     elements = c2[list(C2)].to_dataarray("element").transpose(..., "element", "y", "x")
     elements = elements.chunk(element=-1) if elements.chunks else elements
-    filtered = by_block(lambda images: _filter_c2(images, window, boxes, 1 / looks), elements, halo=window // 2)
-    filtered = filtered.to_dataset("element")
+    smooth = by_block(partial(_filter_c2, window=window, looks=looks), elements, halo=window // 2)
+    filtered = smooth.to_dataset("element")
     for name in C2:
         filtered[name].attrs = dict(c2[name].attrs)
     return filtered.assign_attrs(c2.attrs, speckle_filter="polarimetric refined Lee", speckle_window=window)
@@ -57,13 +58,12 @@ def multi_temporal(intensity: xr.DataArray, window: int = 7, looks: float | None
     """
     if "time" not in intensity.dims:
         raise ValueError(f"The multi-temporal filter needs a time dimension: it was given {tuple(intensity.dims)}.")
-    boxes = _check(intensity, window, looks)
-    noise = np.nan if looks is None else 1 / looks
+    _check(intensity, window, looks)
     series = intensity.transpose("time", "y", "x")
     chunked = series.chunk(time=-1) if series.chunks else series
 
-    def filter_series(images):
-        spatial = _filter_bands(images, window, boxes, noise)
+    def filter_series(images: np.ndarray) -> np.ndarray:
+        spatial = _filter_bands(images, window, looks)
         return (spatial * _mean_ratio(images, spatial)).astype(images.dtype)
 
     filtered = by_block(filter_series, chunked, halo=window // 2)
@@ -76,7 +76,7 @@ def equivalent_number_of_looks(intensity: xr.DataArray) -> xr.DataArray:
     return (intensity.mean(("y", "x")) ** 2 / intensity.var(("y", "x"))).assign_attrs(units="1")
 
 
-def _check(intensity: xr.DataArray, window: int, looks: float | None) -> tuple[int, int]:
+def _check(intensity: xr.DataArray, window: int, looks: float | None) -> None:
     check_dims(intensity)
     check_window(window)
     if window not in _BOXES:
@@ -88,31 +88,29 @@ def _check(intensity: xr.DataArray, window: int, looks: float | None) -> tuple[i
     # Looking at a lazy array would compute it; there an empty block simply stays empty.
     if intensity.chunks is None and not np.isfinite(intensity.values).any():
         raise ValueError("The image holds no valid pixel: leave this acquisition or area out.")
-    return _BOXES[window]
 
 
-def _filter_bands(images: np.ndarray, window: int, boxes: tuple[int, int], noise: float) -> np.ndarray:
-    out = np.empty(images.shape, images.dtype)
-    for index in np.ndindex(images.shape[:-2]):
-        out[index] = _filtered(images[index][np.newaxis], images[index], window, boxes, noise, darker=False)[0]
+def _filter_bands(images: np.ndarray, window: int, looks: float | None) -> np.ndarray:
+    """Each image (..., y, x) by its own edges."""
+    return _filtered(images[..., np.newaxis, :, :], images, window, looks, darker=False)[..., 0, :, :]
+
+
+def _filter_c2(images: np.ndarray, window: int, looks: float) -> np.ndarray:
+    """All elements (..., element, y, x) by the edges of the span, which is NaN where any element is."""
+    c11, c22, real, imag = np.moveaxis(images, -3, 0)
+    return _filtered(images, c11 + c22 + 0 * (real + imag), window, looks, darker=True)
+
+
+def _filtered(bands: np.ndarray, guides: np.ndarray, window: int, looks: float | None, darker: bool) -> np.ndarray:
+    """Filter bands (..., band, y, x) with the edges and weights found in guides (..., y, x), padded with NaN."""
+    half, noise, out = window // 2, np.nan if looks is None else 1 / looks, np.empty(bands.shape, bands.dtype)
+    edge = ((half, half), (half, half))
+    for index in np.ndindex(guides.shape[:-2]):
+        guide = np.where(np.isfinite(guides[index]), guides[index], np.nan).astype("f8")
+        guide = np.pad(guide, edge, constant_values=np.nan)
+        planes = np.pad(bands[index].astype("f8"), ((0, 0), *edge), constant_values=np.nan)
+        out[index] = _filter(planes, guide, *_offsets(half, guide.shape[1]), half, *_BOXES[window], noise, darker)
     return out
-
-
-def _filter_c2(images: np.ndarray, window: int, boxes: tuple[int, int], noise: float) -> np.ndarray:
-    out = np.empty(images.shape, images.dtype)
-    for index in np.ndindex(images.shape[:-3]):
-        elements = images[index]
-        span = elements[0] + elements[1] + 0 * (elements[2] + elements[3])  # NaN where any element is
-        out[index] = _filtered(elements, span, window, boxes, noise, darker=True)
-    return out
-
-
-def _filtered(bands, guide, window, boxes, noise, darker):
-    """Filter `bands` (band, y, x) with the edge and the weight found in `guide` (y, x), padded with NaN."""
-    half = window // 2
-    guide = np.pad(np.where(np.isfinite(guide), guide, np.nan).astype("f8"), half, constant_values=np.nan)
-    bands = np.pad(bands.astype("f8"), ((0, 0), (half, half), (half, half)), constant_values=np.nan)
-    return _filter(bands, guide, _sides(half), half, *boxes, noise, darker)
 
 
 def _mean_ratio(images: np.ndarray, spatial: np.ndarray) -> np.ndarray:
@@ -125,18 +123,22 @@ def _mean_ratio(images: np.ndarray, spatial: np.ndarray) -> np.ndarray:
     return total / np.where(count > 0, count, 1)  # where no date counts, F is 0 or NaN, and so is the product
 
 
-def _sides(half: int) -> np.ndarray:
-    """Nine windows (side, y, x): the whole, then two halves per direction, each with the centre line."""
+def _offsets(half: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of a window, counted through an image of `width` from its centre: of the whole, and of its eight halves.
+
+    Two halves (half, pixel) for each direction, each with the centre line.
+    """
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
     edges = (-x, x - y, -y, -x - y)  # left of a vertical edge, above a falling, a horizontal and a rising one
-    return np.stack([np.full(x.shape, True)] + [d * sign >= 0 for d in edges for sign in (1, -1)])
+    step = y * width + x
+    return step.ravel(), np.stack([step[edge * sign >= 0] for edge in edges for sign in (1, -1)])
 
 
 # Kernels, on images padded with NaN by half a window.
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _box_statistics(image, half, mean, variance):
+def _box_statistics(image: np.ndarray, half: int, mean: np.ndarray, variance: np.ndarray) -> None:
     """Mean and normalised variance (n - 1) of the valid pixels of each box; NaN where there are too few."""
     for i in range(half, image.shape[0] - half):
         for j in range(half, image.shape[1] - half):
@@ -156,11 +158,11 @@ def _box_statistics(image, half, mean, variance):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _side(m, darker):
-    """The window to use, given the 3x3 box means row by row: see `_sides`."""
-    for k in range(9):
-        if np.isnan(m[k]):
-            return 0
+def _side(m: np.ndarray, darker: bool) -> int:
+    """The half to use of `_offsets`, given the 3x3 box means row by row; -1 for the whole."""
+    for mean in m:
+        if np.isnan(mean):
+            return -1
     # Sums of the boxes on the two sides of the edge, and the box in the middle of each side.
     sums = (
         (m[0] + m[3] + m[6], m[2] + m[5] + m[8], m[3], m[5]),
@@ -168,46 +170,43 @@ def _side(m, darker):
         (m[0] + m[1] + m[2], m[6] + m[7] + m[8], m[1], m[7]),
         (m[0] + m[1] + m[3], m[5] + m[7] + m[8], m[0], m[8]),
     )
-    steepest, side = -1.0, 0
+    steepest, side = -1.0, -1
     for direction in range(4):
         first, second, a, b = sums[direction]
         gradient = abs(first - second) if darker else abs(a - b)  # as in SNAP, which looks at the middle boxes alone
         if gradient > steepest:
             steepest = gradient
             takes_first = first < second if darker else abs(a - m[4]) < abs(b - m[4])
-            side = 1 + 2 * direction + (0 if takes_first else 1)
+            side = 2 * direction + (0 if takes_first else 1)
     return side
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _five_smallest(v):
+def _five_smallest(v: np.ndarray) -> float:
     """Mean of the five smallest values that are not NaN; 0 where there is none."""
     total, used = 0.0, 0
-    for _ in range(5):
-        least = -1
-        for k in range(9):
-            if v[k] == v[k] and (least < 0 or v[k] < v[least]):
-                least = k
-        if least >= 0:
-            total += v[least]
+    for value in np.sort(v)[:5]:  # NaN last
+        if value == value:
+            total += value
             used += 1
-            v[least] = np.nan
     return total / used if used > 0 else 0.0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _filter(bands, guide, sides, half, box, step, noise, darker):
+def _filter(
+    bands: np.ndarray,
+    guide: np.ndarray,
+    whole: np.ndarray,
+    halves: np.ndarray,
+    half: int,
+    box: int,
+    step: int,
+    noise: float,
+    darker: bool,
+) -> np.ndarray:
     count, ny, nx = bands.shape[0], bands.shape[1] - 2 * half, bands.shape[2] - 2 * half
     out = np.empty((count, ny, nx))
-    # Each window as a list of offsets in the flattened image.
     flat, planes, width = guide.ravel(), bands.reshape(count, -1), guide.shape[1]
-    offsets, lengths = np.zeros((9, sides[0].size), np.int64), np.zeros(9, np.int64)
-    for side in range(9):
-        for y in range(2 * half + 1):
-            for x in range(2 * half + 1):
-                if sides[side, y, x]:
-                    offsets[side, lengths[side]] = (y - half) * width + x - half
-                    lengths[side] += 1
     mean_of, variance_of = np.full(guide.shape, np.nan), np.full(guide.shape, np.nan)
     _box_statistics(guide, box // 2, mean_of, variance_of)
     m, v, sums = np.empty(9), np.empty(9), np.empty(count)
@@ -221,16 +220,17 @@ def _filter(bands, guide, sides, half, box, step, noise, darker):
                 y, x = i + half + (k // 3 - 1) * step, j + half + (k % 3 - 1) * step
                 m[k], v[k] = mean_of[y, x], variance_of[y, x]
             side = _side(m, darker)
+            window = whole if side < 0 else halves[side]
             n, total, squares = 0, 0.0, 0.0
             sums[:] = 0.0
-            for o in offsets[side, : lengths[side]]:
+            for o in window:
                 if flat[centre + o] == flat[centre + o]:
                     n += 1
                     total += flat[centre + o]
                     for b in range(count):
                         sums[b] += planes[b, centre + o]
             mean = total / n
-            for o in offsets[side, : lengths[side]]:
+            for o in window:
                 if flat[centre + o] == flat[centre + o]:
                     squares += (flat[centre + o] - mean) ** 2
             variance = squares / (n - 1) if n > 1 else 0.0

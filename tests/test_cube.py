@@ -354,7 +354,7 @@ def repeat(region):
 BAD = {
     "no region.json": (lambda r: (r / "region.json").unlink(), r"region\.json is missing: write the region first"),
     "missing polarisation": (lambda r: first(r).unlink(), r"S1_20170505T2142_VH\.tif is missing: add it"),
-    "wrong polarisation": (relabel, r"_HH\.tif holds polarisation VH: give the product's VV and VH"),
+    "wrong polarisation": (relabel, r"_HH\.tif is not named S1_.*_VV, _VH, _C2 or _FEATURES: rename or remove it"),
     "wrong polarisation tag": (
         lambda r: rewrite(first(r), tags={"polarisation": "HV"}),
         r"_VH\.tif holds polarisation HV: give the product's VV and VH",

@@ -140,9 +140,7 @@ def _row(path: Path, grid: GeoBox) -> dict:
             about = {"time": time, "track": tags.get("orbit_track", ""), "footprint": _outline(held, grid)}
         elif sensor == "optical":
             about, classes = optical.describe(path, grid)
-            about["footprint"] = _outline(classes > 0, grid)
-            cloudy = np.isin(classes, acquisitions.CLOUD_CLASSES).sum()
-            about["cloud_cover"] = cloudy / max((classes > 0).sum(), 1)
+            about |= {"footprint": _outline(classes > 0, grid), "cloud_cover": acquisitions.cloud_cover(classes)}
         else:
             about = slc.describe(path)
             corners = shapely.Polygon(about.pop("corners"))
