@@ -87,6 +87,8 @@ def checked(kind: type[AnyEntry], content: Any, path: Path) -> AnyEntry:
     elif first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), kind.model_fields, n=1)
         problem = f"not known; {f'did you mean {near[0]!r}?' if near else 'known are ' + ', '.join(kind.model_fields)}"
+    elif first["type"].startswith("date"):
+        problem = f"is {first['input']!r}: write a day as 2018-05-01"
     elif first["loc"] and not isinstance(first["input"], dict):
         problem = f"is {first['input']!r}: {problem}"
     more = f" (and {len(others)} more)" if others else ""

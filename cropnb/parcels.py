@@ -108,7 +108,7 @@ def read(
     ids = _ids(frame, path, id_column)
     crops = _crops(frame, path, crop_column, mapping or {}, classes, {vectors.text(name) for name in leave_out})
     kept = crops != ""
-    _check_polygons(frame.geometry[kept], path)
+    vectors.require_polygons(frame.geometry[kept], path)
     _check_shift(frame, crs, path)
     geometry, repaired, pieces = _repair(frame.geometry[kept])
     projected = geometry.to_crs(crs)
@@ -127,7 +127,7 @@ def read(
     _check_background(parcels, overlaps, path)
     report = Report(
         read=len(frame),
-        crs=frame.crs.to_string(),
+        crs=":".join(frame.crs.to_authority() or (frame.crs.name,)),
         reprojected=len(frame) if frame.crs != crs else 0,
         left_out=int((~kept).sum()),
         repaired=repaired,
@@ -196,6 +196,8 @@ def statistics(parcels: gpd.GeoDataFrame, labels: xr.Dataset) -> pd.DataFrame:
 def _column(frame: gpd.GeoDataFrame, path: Path, column: str, option: str) -> pd.Series:
     if column not in frame:
         columns = [str(name) for name in frame.columns if name != frame.geometry.name]
+        if not columns:
+            raise ValueError(f"{path} has shapes and no table: a shapefile needs its .dbf beside it.")
         close = difflib.get_close_matches(column, columns, n=1, cutoff=0.4)
         remedy = f"{option}={close[0]!r}" if close else f"{option} to one of them"
         raise ValueError(f"{path} has no column {column!r} but {columns}: set {remedy}.")
@@ -241,14 +243,6 @@ def _ids(frame: gpd.GeoDataFrame, path: Path, column: str | None) -> np.ndarray:
             f"the first is {bad.tolist()[0]!r}: leave id_column out to number the parcels from 1."
         )
     return ids.to_numpy(np.int64)
-
-
-def _check_polygons(geometry: gpd.GeoSeries, path: Path) -> None:
-    """Raise where no kept parcel has a surface."""
-    kinds = geometry.geom_type.value_counts()
-    if not set(kinds.index) & {"Polygon", "MultiPolygon", "GeometryCollection"}:
-        found = ", ".join(f"{n} of type {kind}" for kind, n in kinds.items()) or "none with a geometry"
-        raise ValueError(f"{path} holds {found} and no polygon: draw an outline around each parcel.")
 
 
 def _check_shift(frame: gpd.GeoDataFrame, crs: CRS, path: Path) -> None:

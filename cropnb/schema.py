@@ -25,6 +25,7 @@ from shapely.geometry import box
 from cropnb import data, files, models, vectors
 
 RECORD = "region.json"
+SMALLEST = 50.0  # metres: in a smaller block no patch has room
 STRETCH = 0.05  # of lengths, beyond which a projection is no grid of 10 m pixels; of areas it is half of that
 
 
@@ -43,13 +44,23 @@ def _projected(given: str) -> str:
 
 
 def _different(names: list[str]) -> list[str]:
+    if "" in names:
+        raise ValueError("a class needs a name")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} stands there twice; keep one")
     return names
 
 
+def _wide(size: float) -> float:
+    if size and not size >= SMALLEST:
+        raise ValueError(
+            f"blocks are squares of {SMALLEST:g} m or more, or 0, which makes each parcel a block of its own"
+        )
+    return size
+
+
 Place = Annotated[str, AfterValidator(lambda name: name and str(Path(name).expanduser()))]  # "~" is the home
-Code = Annotated[str, BeforeValidator(vectors.text)]
+Code = Annotated[str, BeforeValidator(lambda given: given if isinstance(given, list | dict) else vectors.text(given))]
 Grid = Annotated[str, AfterValidator(_projected)]
 
 
@@ -82,7 +93,7 @@ class Optical(data.Entry):
 
 class _Region(data.Entry):
     name: Annotated[str, Field(pattern="^[a-z0-9_]+$")]
-    block_size: Annotated[float, Field(ge=0)] = 10_000  # metres; 0 makes each parcel a block of its own
+    block_size: Annotated[float, AfterValidator(_wide)] = 10_000  # metres; 0 makes each parcel a block of its own
     sites: Annotated[int, Field(ge=1, le=10)] = 3  # blocks that are looked at one by one
     # What the networks' pages and all that follow them are about.
     features: Literal["backscatter", "m-chi", "optical+backscatter", "optical+m-chi", "optical"] = "optical+m-chi"
@@ -206,6 +217,7 @@ class Measured(_Region):
         """
         if self.outline:
             frame = vectors.read(self.place(self.outline))
+            vectors.require_polygons(frame.geometry, self.place(self.outline))
             try:
                 _check_bounds(frame.to_crs(4326).total_bounds.tolist(), CRS(self.crs))
             except ValueError as error:

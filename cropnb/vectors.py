@@ -1,5 +1,6 @@
 """Reading vector files of any format: one layer, with a coordinate reference system that can be right."""
 
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import pyogrio
 import rasterio.features
 import rasterio.warp
+import shapely
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError
 
@@ -33,7 +35,9 @@ def read(path: str | Path, layer: str = "", crs: str = "") -> gpd.GeoDataFrame:
             named = [name for name, kind in layers if kind and name != "layer_styles"]
             if (layer not in named) if layer else len(named) > 1:
                 said = f"has no layer {layer!r}" if layer else "has several layers"
-                raise ValueError(f"{path} {said}: set layer to one of {', '.join(named)}.")
+                raise ValueError(
+                    f"{path} {said}: set layer to one of {', '.join(named)}, or write that one to a file of its own."
+                )
             frame = gpd.read_file(path, layer=layer or (named or [layers[0][0]])[0])
     except (ValueError, RuntimeError, OSError) as error:
         if str(error).startswith(f"{path} has "):
@@ -59,7 +63,7 @@ def read(path: str | Path, layer: str = "", crs: str = "") -> gpd.GeoDataFrame:
             f"{path} says {frame.crs.to_string()}, in degrees, and its coordinates span {bounds}: {why}. "
             "Write it with the right CRS, x or longitude first."
         )
-    return frame.reset_index(drop=True)
+    return frame.reset_index(drop=frame.index.name in (None, *frame.columns))
 
 
 def outlines(address: str | Path, grid: GeoBox) -> np.ndarray:
@@ -98,4 +102,13 @@ def text(value: Any) -> str:
         return ""
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
-    return unicodedata.normalize("NFC", str(value)).strip()
+    return re.sub(r"^(\d+)\.0+$", r"\1", unicodedata.normalize("NFC", str(value)).strip())
+
+
+def require_polygons(geometry: gpd.GeoSeries, path: Path) -> None:
+    """Raise ValueError where nothing has a surface, naming what the file holds instead."""
+    shapes = geometry[~(geometry.isna() | geometry.is_empty)]
+    if not (shapely.get_dimensions(shapes.to_numpy()) == 2).any():
+        kinds = shapes.geom_type.value_counts()
+        found = ", ".join(f"{n} of type {kind}" for kind, n in kinds.items()) or "none with a geometry"
+        raise ValueError(f"{path} holds {found} and no polygon: draw an outline around each parcel.")

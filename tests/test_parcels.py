@@ -2,6 +2,7 @@
 
 import logging
 import os
+from decimal import Decimal
 from pathlib import Path
 
 import geopandas as gpd
@@ -294,13 +295,15 @@ def test_several_layers_are_named_and_one_is_chosen(tmp_path):
 @settings(deadline=None, max_examples=15)
 @given(
     codes=st.lists(st.integers(0, 10**6), min_size=4, max_size=4, unique=True),
-    kind=st.sampled_from(["int", "float", "str"]),
+    kind=st.sampled_from(["int", "float", "str", "text of a float", "category", "Decimal"]),
 )
 def test_codes_are_compared_as_text_whatever_their_column(tmp_path_factory, codes, kind):
     code = dict(zip(CLASSES, codes, strict=True))
     values = [code[crop] for crop in CROPS]
-    column = {"int": values, "float": [*map(float, values)], "str": [f" {value} " for value in values]}[kind]
-    frame = pd.concat([table(code=column), table(["maize"], code=[None])], ignore_index=True)
+    column = {"int": values, "float": [*map(float, values)], "str": [f" {value} " for value in values]}
+    column |= {"text of a float": [f"{value}.0" for value in values], "category": pd.Categorical(values)}
+    column |= {"Decimal": [Decimal(f"{value}.00") for value in values]}
+    frame = pd.concat([table(code=column[kind]), table(["maize"], code=[None])], ignore_index=True)
     frame.loc[12, "geometry"] = square(40)
     path = saved(frame.drop(columns="crop"), tmp_path_factory.mktemp("codes"), "labels.parquet")
     options = {"crs": CRS, "classes": CLASSES, "crop_column": "code"}
@@ -310,6 +313,8 @@ def test_codes_are_compared_as_text_whatever_their_column(tmp_path_factory, code
     parcels, report = read(path, **options, mapping=mapping, leave_out=[None])
     assert parcels["crop"].tolist() == CROPS
     assert report.left_out == 1
+    frame.set_index("code").to_parquet(path)  # an index with a name is a column
+    assert read(path, **options, mapping=mapping, leave_out=[None])[0]["crop"].tolist() == CROPS
 
 
 def test_two_spellings_of_one_letter_are_one_crop(tmp_path):
@@ -336,9 +341,42 @@ def test_a_background_under_the_fields_is_refused(tmp_path):
 
 
 def test_what_is_no_polygon_is_called_by_its_name(tmp_path):
-    for name, shapes in (("Point", table().centroid), ("LineString", table().boundary)):
+    shapes = {"Point": table().centroid, "LineString": table().boundary}
+    shapes["GeometryCollection"] = gpd.GeoSeries([GeometryCollection([point]) for point in shapes["Point"]], crs=CRS)
+    for name, kept in shapes.items():
         with pytest.raises(ValueError, match=f"12 of type {name} and no polygon"):
-            read(saved(table().set_geometry(shapes), tmp_path, f"{name}.gpkg"), crs=CRS, classes=CLASSES)
+            read(saved(table().set_geometry(kept), tmp_path, f"{name}.gpkg"), crs=CRS, classes=CLASSES)
+    path = saved(table(), tmp_path, "labels.shp")
+    path.with_suffix(".dbf").unlink()
+    with pytest.raises(ValueError, match=r"has shapes and no table: a shapefile needs its \.dbf beside it"):
+        read(path, crs=CRS, classes=CLASSES)
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    name=st.sampled_from(["labels.gpkg", "labels.fgb", "labels.geojson", "labels.shp", "labels.parquet"]),
+    crs=st.sampled_from([CRS, "EPSG:4326", "+proj=utm +zone=52 +datum=WGS84 +units=m", "EPSG:32651", "EPSG:4490"]),
+    raised=st.booleans(),
+    wrapped=st.sampled_from(["Polygon", "MultiPolygon", "GeometryCollection"]),
+    mixed=st.booleans(),
+)
+def test_parcels_come_in_from_any_format_crs_and_kind_of_geometry(tmp_path_factory, name, crs, raised, wrapped, mixed):
+    """Heights, collections, and points among the parcels change nothing of the parcels."""
+    wrap = {"Polygon": lambda s: s, "MultiPolygon": lambda s: MultiPolygon([s])}
+    wrap["GeometryCollection"] = lambda s: GeometryCollection([s, s.centroid])
+    if name.endswith(".shp"):  # holds polygons only, of one kind
+        wrapped, mixed = "MultiPolygon", False
+    shapes = [wrap[wrapped](shape) for shape in table().geometry] + [square(40).centroid] * mixed
+    shapes = shapely.force_3d(np.array(shapes, object), 120.0) if raised else shapes
+    frame = gpd.GeoDataFrame({"crop": [*CROPS, *["maize"] * mixed]}, geometry=list(shapes), crs=CRS)
+    path = saved(frame.to_crs(crs), tmp_path_factory.mktemp("any"), name)
+    parcels, report = read(path, crs=CRS, classes=CLASSES, grid=GRID)
+    assert sorted(parcels["crop"]) == sorted(CROPS)  # FlatGeobuf orders by place
+    assert not parcels.has_z.any()
+    assert np.allclose(parcels.area, table().area, rtol=1e-3)
+    assert np.allclose(parcels.total_bounds, table().total_bounds, atol=0.05)
+    assert report.dropped_parcels == mixed
+    assert "{" not in report.table().to_string()  # a CRS without a code goes by its name
 
 
 def test_swapped_axes_and_metres_called_degrees_get_their_remedy(tmp_path):

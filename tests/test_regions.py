@@ -71,6 +71,11 @@ def test_the_twin_of_the_file_is_the_one_its_functions_write(tmp_path):
         ({"season": ["2018-09-31", "2018-10-01"]}, r"key 'season.0'"),
         ({"sentinel1": None, "sentinel2": None}, r"name at least one sensor"),
         ({"sentinel1": None}, r"'optical\+m-chi' needs a sensor that is not named"),
+        ({"season": ["01/05/2018", "2018-10-01"]}, r"key 'season.0': is '01/05/2018': write a day as 2018-05-01"),
+        ({"block_size": 0.5}, r"key 'block_size': is '0.5': blocks are squares of 50 m or more, or 0"),
+        ({"labels": {"file": "x", "classes": ["maize", ""]}}, r"key 'labels.classes': .*a class needs a name"),
+        ({"labels": {"file": "x", "classes": ["maize", ["a"]]}}, r"key 'labels.classes.1': is \['a'\]"),
+        ({"labels": {"file": "x", "classes": ["1", "1.0"]}}, r"1 stands there twice"),
         ({"features": "thermal"}, r"key 'features': is 'thermal'"),
         ({"seeson": []}, r"key 'seeson': not known; did you mean 'season'"),
         ({"labels": None}, r"key 'labels': missing, add it"),
@@ -103,6 +108,10 @@ def test_the_grid_is_made_of_whole_coarse_pixels(tmp_path):
     wanted = gpd.GeoSeries([box(*MEASURED["bounds"])], crs=4326).to_crs(32631)
     assert wanted.within(grid.extent.geom.buffer(1)).all()
     wanted.to_frame("geometry").to_file(tmp_path / "county.gpkg")
+    for name, told in (("centroid", "1 of type Point and no polygon"), ("boundary", "1 of type LineString and no")):
+        getattr(wanted, name).to_frame("geometry").to_file(tmp_path / "none.gpkg")
+        with pytest.raises(ValueError, match=told):
+            regions.read(written(tmp_path, bounds=None, outline=str(tmp_path / "none.gpkg"))).grid()
     outlined = regions.read(written(tmp_path, bounds=None, outline=str(tmp_path / "county.gpkg"))).grid()
     assert outlined.shape[0] == pytest.approx(grid.shape[0], abs=4)
 
