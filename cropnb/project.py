@@ -1,15 +1,19 @@
-"""Where the project lies, what runs it, and whether anybody is watching.
+"""Where the project lies, what runs it, whether anybody is watching, and how its commands end.
 
 Chapters name files from the project's root, wherever a notebook server starts their kernel.
 """
 
+import locale
+import logging
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 MARK = "data_manifest.yaml"
 HERE = Path(__file__).resolve().parent.parent
@@ -49,6 +53,26 @@ def watched() -> bool:
 def ordered() -> bool:
     """Whether the book's workflow ordered what runs here: then it may take the place of what the pages stand on."""
     return bool(os.environ.get("CROPNB_ORDERED"))
+
+
+def command(main: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with its status; what the machine refuses is said in one sentence."""
+    if not sys.flags.utf8_mode and locale.getencoding().upper() != "UTF-8":
+        os.environ["PYTHONUTF8"] = "1"  # the project's files are in UTF-8, whatever the machine's locale
+        os.execv(sys.executable, sys.orig_argv)
+    logging.raiseExceptions = False  # what nobody reads any more need not be told
+    try:
+        status = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. The same command goes on from here.")
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would try once more to write at its end
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+            sys.exit(0)
+        place = f" at {error.filename}" if error.filename else ""
+        sys.exit(f"The machine refuses{place}: {error.strerror or error}. Mend that, and the same command goes on.")
+    sys.exit(status)
 
 
 def environment() -> dict:

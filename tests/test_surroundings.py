@@ -1,6 +1,7 @@
 """Machines that are not ours: what somebody's surroundings lack or set reaches no result and ends in no traceback."""
 
 import os
+import shlex
 import ssl
 import subprocess
 import sys
@@ -87,3 +88,45 @@ def test_a_proxy_that_lets_nothing_through_is_named(tmp_path, monkeypatch):
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert all("the proxy of this machine" in said for said in ask("https://example.org", tmp_path))
+
+
+def command(root, code, shell="{} -c {}", **variables):
+    """Run code as the main function of a command, in a shell's pipeline."""
+    code = f"import os, sys; from cropnb import project\ndef main():\n    {code}\nproject.command(main)"
+    line = shell.format(shlex.quote(sys.executable), shlex.quote(code))
+    surroundings = os.environ | {"PYTHONPATH": str(root)} | variables
+    return subprocess.run(["bash", "-o", "pipefail", "-c", line], env=surroundings, capture_output=True, text=True)
+
+
+def test_a_pipe_that_closes_is_no_fault(root):
+    done = command(root, "return print('line\\n' * 100_000)", "{} -c {} | head -n 1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "line\n", "")
+    log = "import logging; logging.basicConfig(stream=sys.stdout); [logging.error('x' * 99) for _ in range(9999)]"
+    done = command(root, log, "{} -c {} | head -n 1")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_one_sentence(root):
+    for code, shell in (
+        ("open('/dev/full', 'w').write('x' * 99_999)", "{} -c {}"),
+        ("print('x')", "{} -c {} > /dev/full"),
+    ):
+        done = command(root, code, shell)
+        assert done.returncode == 1
+        assert done.stderr == "The machine refuses: No space left on device. Mend that, and the same command goes on.\n"
+
+
+def test_an_interrupted_command_goes_on_later(root):
+    done = command(root, "raise KeyboardInterrupt")
+    assert (done.returncode, done.stderr) == (1, "Interrupted. The same command goes on from here.\n")
+
+
+def test_a_locale_of_one_byte_reads_and_writes_utf8(root):
+    done = command(root, "print(sys.flags.utf8_mode, chr(0x2013))", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert (done.returncode, done.stdout) == (0, "1 –\n")
+
+
+def test_every_command_ends_in_that_way(root):
+    commands = [root / f"workflow/{name}.py" for name in ("build", "status", "rerun", "run_chapter")]
+    for file in (*commands, root / "cropnb/data.py", root / "cropnb/sentinel/__main__.py"):
+        assert file.read_text().endswith("    project.command(main)\n"), file

@@ -16,7 +16,7 @@ import chapters as book
 import machine
 import yaml
 
-from cropnb import data, regions, schema
+from cropnb import data, project, regions, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
@@ -173,4 +173,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    project.command(main)

@@ -19,7 +19,7 @@ from build import arguments_of, make
 from run_cells import note
 from run_chapter import FAILURES, execute, explain, prepare_environment, typed
 
-from cropnb import files
+from cropnb import files, project
 
 COMPARABLE = ("features", "augmentation", "seed")  # what tells the cells of one comparison apart
 
@@ -105,4 +105,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    project.command(main)

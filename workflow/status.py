@@ -11,6 +11,8 @@ import chapters as book
 import yaml
 from build import SNAKEMAKE, arguments_of
 
+from cropnb import project
+
 WHY = {"Params": "its code or parameters have changed", "Code": "the workflow has changed"}
 
 
@@ -81,4 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    project.command(main)

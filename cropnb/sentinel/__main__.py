@@ -15,7 +15,7 @@ import rasterio.merge
 from odc.geo.geobox import GeoBox
 from rasterio.warp import transform_bounds
 
-from cropnb import files, schema
+from cropnb import files, project, schema
 from cropnb.data import DataUnavailable
 from cropnb.sentinel import catalogue
 
@@ -96,4 +96,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    project.command(main)
