@@ -61,28 +61,6 @@ def reference(folder: str | Path, size_m: float) -> xr.Dataset:
     return labels.assign(block=(("y", "x"), block))
 
 
-def require_blocks(labels: xr.Dataset, parcels: gpd.GeoDataFrame, block_size: float) -> None:
-    """Raise ValueError, with the block size that would do, where a class lies in fewer than three blocks (m)."""
-    classes = labels.attrs["classes"]
-
-    def counts(size: float) -> pd.Series:
-        return (
-            _labelled(labels, parcels, size)
-            .groupby("code")["block"]
-            .nunique()
-            .reindex(range(len(classes)), fill_value=0)
-        )
-
-    if (found := counts(block_size)).min() < len(SETS):
-        few = {classes[code]: int(n) for code, n in found.items() if n < len(SETS)}
-        fits = next((size for size in SIZES if size < block_size and counts(size).min() >= len(SETS)), 0)
-        alone = " (each parcel is a block of its own, see the chapter on the split)" if fits == 0 else ""
-        raise ValueError(
-            f"Classes in fewer than three blocks of {block_size:g} m (blocks of each): {few}. "
-            f"Set block_size to {fits} in the region's file{alone}, or merge classes."
-        )
-
-
 def require_split(labels: xr.Dataset, parcels: gpd.GeoDataFrame, block_size: float, patch: int, seed: int) -> None:
     """Raise ValueError, with the block size (m) that would do, where no split can be had even without clouds.
 
@@ -97,11 +75,13 @@ def require_split(labels: xr.Dataset, parcels: gpd.GeoDataFrame, block_size: flo
         alone = found.loc[found["set"] == "test", "block"].nunique() < 2  # no interval can be had
         return f"with blocks of {size:g} m a single one is left to test, and an accuracy needs two or more" * alone
 
-    require_blocks(labels, parcels, block_size)
     if why := fault(block_size):
         fits = next((size for size in (*SIZES, 0) if not fault(size)), None)
-        remedy = "No other block size would do" if fits is None else f"Set block_size to {fits} in the region's file"
-        raise ValueError(f"{why}. {remedy}.")
+        remedy = f"Set block_size to {fits} in the region's file"
+        if fits is None:
+            remedy = "No block size would do: give larger parcels, or such as lie 110 m apart, or merge classes"
+        alone = ": every parcel is then a block of its own, see the chapter on the split" if fits == 0 else ""
+        raise ValueError(f"{why[0].upper()}{why[1:]}. {remedy}{alone}.")
 
 
 def split(
@@ -137,7 +117,8 @@ def split(
     ids, block = np.unique(pixels["block"], return_inverse=True)
     counts = np.zeros((len(ids), len(classes)))
     np.add.at(counts, (block, pixels["code"]), 1)
-    require_blocks(labels, parcels, block_size)
+    if few := {classes[c]: int(n) for c, n in enumerate((counts > 0).sum(axis=0)) if n < len(SETS)}:
+        raise ValueError(f"classes lie in fewer than three blocks of {block_size:g} m (blocks of each: {few}): {HELP}")
     wanted = np.maximum(np.rint(fraction * parts[:, None] * counts.sum(axis=0)), 1).astype(int)
     found: list[tuple] = []
     for owner in _assignments(counts, parts, rng)[: None if block_size == 0 else TRIES]:

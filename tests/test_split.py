@@ -1,5 +1,7 @@
 """No parcel, block or patch footprint is shared between sets, and the audit would notice if one were."""
 
+import re
+
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from cropnb import parcels
 from cropnb.parcels import rasterise
-from cropnb.split import SETS, _assignments, audit, blocks, random_split, reference, split
+from cropnb.split import SETS, _assignments, audit, blocks, random_split, reference, require_split, split
 
 CLASSES = ("maize", "soybean", "wheat", "other")
 CRS, LEFT, TOP = "EPSG:32652", 600_000, 5_302_000
@@ -219,12 +221,12 @@ def test_no_block_lies_outside_the_raster(made):
 
 def test_constraints_that_cannot_be_met_are_named():
     parcels, labels = region()
-    with pytest.raises(ValueError, match=r"fewer than three blocks of 5000 m.*Set block_size to \d+"):
+    with pytest.raises(ValueError, match=r"fewer than three blocks of 5000 m.*smaller blocks"):
         split(labels, parcels, block_size=5000, seed=0)
     north = parcels.geometry.representative_point().y > TOP - 400
     lone = parcels.assign(crop=parcels["crop"].where((parcels["crop"] != "wheat") | north, "maize"))
     grid = labels.odc.geobox
-    with pytest.raises(ValueError, match=r"fewer than three blocks of 1000 m .* {'wheat': 2}.*merge classes"):
+    with pytest.raises(ValueError, match=r"fewer than three blocks of 1000 m .* {'wheat': 2}.*merging classes"):
         split(rasterise(lone, grid, CLASSES), lone, block_size=1000, seed=0)
     with pytest.raises(ValueError, match=r"blocks of 200 m and 31 x 31 patches no pixel is left of .*smaller"):
         split(labels, parcels, block_size=200, patch=31, seed=0)
@@ -340,3 +342,21 @@ def test_a_parcel_in_two_sets_is_counted_once(made):
     report = audit(moved, labels=labels, parcels=parcels, block_size=400)
     assert found(report, "parcels in more than one set") == 2
     assert "parcels in more than one set" in failed(report)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(2, 4), st.integers(60, 200), st.sampled_from([11, 21]), st.integers(0, 2**32 - 1))
+def test_the_block_size_that_is_named_does(clusters, pitch, patch, seed):
+    """However plots lie in a few places, what the refusal names is no second refusal."""
+    rng = np.random.default_rng(seed)
+    starts = rng.uniform(0, 1400, (clusters, 2))
+    corners = [start + pitch * np.array(at) for start in starts for at in np.ndindex(4, 3)]
+    plots = [box(LEFT + x, TOP - y - 50, LEFT + x + 50, TOP - y) for x, y in corners]
+    crops = np.resize(["maize", "wheat", "other"], len(plots))
+    parcels = gpd.GeoDataFrame({"parcel_id": range(1, len(plots) + 1), "crop": crops}, geometry=plots, crs=CRS)
+    grid = GeoBox.from_bbox((LEFT, TOP - 2400, LEFT + 2400, TOP), CRS, resolution=10)
+    labels = rasterise(parcels, grid, ["maize", "wheat", "other"])
+    with pytest.raises(ValueError, match=r"Set block_size to|No block size would do") as told:
+        require_split(labels, parcels, 10_000, patch, 0)
+    if named := re.search(r"Set block_size to (\d+)", str(told.value)):
+        require_split(labels, parcels, int(named[1]), patch, 0)
