@@ -72,7 +72,7 @@ def write(
         For a run, cube or cropland raster that is missing.
     ValueError
         For a cube that lacks the run's sensors or dates, a scaler of other channels, a network of other patches
-        or classes, a cropland raster on another grid, a folder with other files.
+        or classes, a cropland raster on another grid, a folder with other files, and where no pixel can have a class.
     OSError
         When the disk has no room for the map.
     """
@@ -259,10 +259,17 @@ def _assemble(
         shades = enumerate(colours.palette(classes).values())
         crop.write_colormap(1, {code: tuple(bytes.fromhex(shade[1:])) for code, shade in shades})
         probability.scales = len(classes) * (1 / LEVELS,)
+        seen = False
         for name, tile in tiles.items():
             values = np.load(work / "tiles" / name)
+            seen |= bool((values[0] != NO_DATA).any())
             crop.write(values[0], 1, window=tile)
             probability.write(values[1:], window=tile)
+    if not seen:
+        raise ValueError(
+            f"No pixel of the {steps.sizes['time']} dates, inside cropland, has a patch with a value on every one, so "
+            "that the map would be empty: leave out the date without values when the cube is made."
+        )
     for name, overviews in (("crop.tif", "nearest"), ("probability.tif", "average")):
         options = {"compress": "deflate", "blocksize": 256, "bigtiff": "if_safer", "overview_resampling": overviews}
         rasterio.shutil.copy(work / name, whole / name, driver="COG", **options)

@@ -11,6 +11,7 @@ import rasterio
 import rasterio.shutil
 import rioxarray
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -357,6 +358,15 @@ def test_only_cropland_is_mapped(quick, cube_path, tmp_path):
     path = mapping.write(quick, cube_path, tmp_path / "map", cropland=raster, tile=16)
     crop = bands(path / "crop.tif")[0]
     np.testing.assert_array_equal(crop != 255, whole_patches() & cropland)
+
+
+def test_a_map_without_any_class_is_refused(quick, tmp_path):
+    """As of a cube, made by hand, with a date that has no value."""
+    path = write_cube(tmp_path / "cube.zarr")
+    zarr.open_group(path, path="sar")["ps"][2] = np.nan
+    with pytest.raises(ValueError, match=r"No pixel of the 6 dates, .* the map would be empty: leave out the date"):
+        mapping.write(quick, path, tmp_path / "map")
+    assert not (tmp_path / "map").exists()
 
 
 def test_an_active_dask_client_reads_the_cube(quick, cube_path, tmp_path):
