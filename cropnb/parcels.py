@@ -32,30 +32,10 @@ LISTED = 40  # names that a sentence lists
 
 @dataclass(frozen=True)
 class Report:
-    """What `read` found and changed; `overlaps` names each pair of parcels with two crops for one place."""
+    """What `read` found and changed: `counts` in words, and each pair of parcels with two crops for one place."""
 
-    read: int
-    crs: str
-    reprojected: int
-    left_out: int
-    repaired: int
-    dropped_parcels: int
-    dropped_pieces: int
-    duplicates: int
-    outside: int
-    same_crop_overlaps: int
+    counts: pd.Series
     overlaps: pd.DataFrame
-    per_class: dict[str, int]
-
-    def counts(self) -> dict[str, int]:
-        """Everything that is counted, in words."""
-        fields = vars(self) | {f"reprojected from {self.crs}": self.reprojected, "overlaps": len(self.overlaps)}
-        words = {name.replace("_", " "): n for name, n in fields.items() if name not in ("crs", "reprojected")}
-        return words | words.pop("per class")
-
-    def table(self) -> pd.DataFrame:
-        """Return the counts, one a row."""
-        return pd.Series(self.counts(), name="count").rename_axis("parcels").to_frame()
 
 
 def read(
@@ -125,26 +105,25 @@ def read(
     _check_numbers(parcels, path, classes, int((~inside).sum()))
     overlaps, same = _overlaps(parcels)
     _check_background(parcels, overlaps, path)
-    report = Report(
-        read=len(frame),
-        crs=":".join(frame.crs.to_authority() or (frame.crs.name,)),
-        reprojected=len(frame) if frame.crs != crs else 0,
-        left_out=int((~kept).sum()),
-        repaired=repaired,
-        dropped_parcels=int((~found).sum()),
-        dropped_pieces=pieces,
-        duplicates=int(twice.sum()),
-        outside=int((~inside).sum()),
-        same_crop_overlaps=same,
-        overlaps=overlaps,
-        per_class={crop: int((parcels["crop"] == crop).sum()) for crop in classes},
-    )
-    changed = {name: n for name, n in report.counts().items() if n and name not in ("read", *classes)}
-    if changed:
-        log.warning("%s, %d parcels: %s", path, len(frame), "; ".join(f"{name} {n}" for name, n in changed.items()))
+    own = ":".join(frame.crs.to_authority() or (frame.crs.name,))
+    changed = {
+        "left out": int((~kept).sum()),
+        "repaired": repaired,
+        "dropped parcels": int((~found).sum()),
+        "dropped pieces": pieces,
+        "duplicates": int(twice.sum()),
+        "outside": int((~inside).sum()),
+        "same crop overlaps": same,
+        "overlaps": len(overlaps),
+        f"reprojected from {own}": len(frame) if frame.crs != crs else 0,
+    }
+    if any(changed.values()):
+        words = "; ".join(f"{name} {n}" for name, n in changed.items() if n)
+        log.warning("%s, %d parcels: %s", path, len(frame), words)
     for pair in overlaps.head(LISTED).itertuples(index=False):
         log.warning("%s: parcels %d (%s) and %d (%s) overlap by %.0f m2, which nobody gets", path, *pair)
-    return parcels, report
+    counts = {"read": len(frame)} | changed | {crop: int((parcels["crop"] == crop).sum()) for crop in classes}
+    return parcels, Report(pd.Series(counts, name="count").rename_axis("parcels"), overlaps)
 
 
 def labelled(folder: str | Path) -> tuple[gpd.GeoDataFrame, xr.Dataset]:
@@ -168,14 +147,10 @@ def rasterise(parcels: gpd.GeoDataFrame, grid: GeoBox, classes: Sequence[str]) -
         raise ValueError("parcel_id must be distinct whole numbers from 1 to 2147483647: renumber the parcels.")
     options = {"out_shape": grid.shape, "transform": grid.affine}
     parcel = rasterize(zip(parcels.geometry, ids.tolist(), strict=True), fill=NO_PARCEL, dtype="int32", **options)
-    crop, claims = np.full(grid.shape, NO_CROP, np.uint8), np.zeros(grid.shape, np.uint8)
-    for code, name in enumerate(classes):
-        own = parcels.geometry[parcels["crop"] == name]
-        if len(own):
-            mask = rasterize(own, dtype="uint8", **options).astype(bool)
-            crop[mask] = code
-            claims += mask
-    crop[claims > 1], parcel[claims > 1] = NO_CROP, NO_PARCEL
+    claims = sum(rasterize(own.geometry, dtype="uint8", **options) for _, own in parcels.groupby("crop"))
+    parcel[claims > 1] = NO_PARCEL
+    code_of = pd.Series(pd.Index(classes).get_indexer(parcels["crop"]).astype("uint8"), index=ids)
+    crop = code_of.reindex(parcel.ravel(), fill_value=NO_CROP).to_numpy().reshape(parcel.shape)
     flags = {"flag_values": list(range(len(classes))), "flag_meanings": " ".join(classes)}
     labels = {
         "parcel": (("y", "x"), parcel, {"long_name": "parcel", "units": "1", "no_parcel": NO_PARCEL}),

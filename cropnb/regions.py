@@ -14,37 +14,10 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 
 from cropnb import data, files, flanders, parcels, rasters, split, twin
-from cropnb.schema import (
-    Labels,
-    Measured,
-    Optical,
-    Patches,
-    Points,
-    Radar,
-    Region,
-    Simulated,
-    read,
-    read_record,
-    write_record,
-)
+from cropnb.schema import Measured, Patches, Points, Region, Simulated, read, read_record, write_record
 
-__all__ = [  # a region is read and made in one place
-    "Labels",
-    "Measured",
-    "Optical",
-    "Patches",
-    "Points",
-    "Radar",
-    "Region",
-    "Simulated",
-    "check",
-    "describe",
-    "prepare",
-    "read",
-    "read_record",
-    "write_cropland",
-    "write_record",
-]
+# A region is read and made in one place.
+__all__ = ["Measured", "check", "describe", "prepare", "read", "read_record", "write_cropland", "write_record"]
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +112,7 @@ def _from_products(region: Measured, folder: Path, kept: Path) -> dict:
     shutil.rmtree(kept)
     record = describe(fields, region.labels.classes, grid)
     record |= {"max_cloud": region.sentinel2.max_cloud if region.sentinel2 else 1.0}
-    return record | {"labels": {"file": region.labels.file} | report.counts(), "products": brought}
+    return record | {"labels": {"file": region.labels.file} | report.counts.to_dict(), "products": brought}
 
 
 def describe(fields: gpd.GeoDataFrame, classes: Sequence[str], grid: GeoBox) -> dict:
