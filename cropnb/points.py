@@ -33,7 +33,8 @@ FEATURES = {
     "optical": ("red", "narrow_nir", "swir1"),
     "both": ("vv_db", "vh_db", "cross_ratio_db", "red", "narrow_nir", "swir1"),
 }
-LABELS = ("sample_id", "timestamp", "h3_l3_cell", "h3_l5_cell", "h3_l8_cell", "LANDCOVER_LABEL", "CROPTYPE_LABEL")
+CELLS = {"group": "h3_l3_cell", "cell": "h3_l5_cell", "neighbourhood": "h3_l8_cell"}
+LABELS = ("sample_id", "timestamp", *CELLS.values(), "LANDCOVER_LABEL", "CROPTYPE_LABEL")
 
 
 def read(path: str | Path | None = None, year: int = 2017) -> xr.Dataset:
@@ -50,7 +51,7 @@ def read(path: str | Path | None = None, year: int = 2017) -> xr.Dataset:
     if path is None:
         path = data.fetch(DATASET)[TABLE]
     table = _arable(pd.read_parquet(path), Path(path).name, year)
-    labels = table.groupby("sample_id")[["CROPTYPE_LABEL", "h3_l3_cell", "h3_l5_cell", "h3_l8_cell"]].first()
+    labels = table.groupby("sample_id")[["CROPTYPE_LABEL", *CELLS.values()]].first()
     observed = [_monthly(table, column, labels.index) for column in BANDS.values()]
     filled = [band.interpolate(axis=1, limit_direction="both")[list(MONTHS)] for band in observed]
     for band in filled:
@@ -70,9 +71,7 @@ def read(path: str | Path | None = None, year: int = 2017) -> xr.Dataset:
             "band": list(BANDS),
             "units": ("band", UNITS),
             "crop": ("point", crop),
-            "group": ("point", labels["h3_l3_cell"].to_numpy(dtype=str)),
-            "cell": ("point", labels["h3_l5_cell"].to_numpy(dtype=str)),
-            "neighbourhood": ("point", labels["h3_l8_cell"].to_numpy(dtype=str)),
+            **{name: ("point", labels[column].to_numpy(dtype=str)) for name, column in CELLS.items()},
         },
     )
     points.attrs |= {"source": DATASET, "year": year, "gaps": "linear over the months of the year"}
@@ -95,11 +94,11 @@ def _arable(table: pd.DataFrame, name: str, year: int) -> pd.DataFrame:
     missing = [column for column in (*LABELS, *BANDS.values()) if column not in table]
     if missing:
         raise ValueError(f"{name}: column {', '.join(missing)} is missing; fetch the file again.")
-    _refuse(~table["LANDCOVER_LABEL"].between(10, 70), table["LANDCOVER_LABEL"], name)
-    _refuse(~table["CROPTYPE_LABEL"].between(0, 9999), table["CROPTYPE_LABEL"], name)
-    for column in BANDS.values():
-        _refuse(~table[column].between(1, NODATA), table[column], name)
-    for column in ("sample_id", "h3_l3_cell", "h3_l5_cell", "h3_l8_cell"):
+    limits = {"LANDCOVER_LABEL": (10, 70), "CROPTYPE_LABEL": (0, 9999)} | dict.fromkeys(BANDS.values(), (1, NODATA))
+    for column, (low, high) in limits.items():
+        if len(wrong := table[column][~table[column].between(low, high)]):
+            raise ValueError(f"{name}: unexpected value {wrong.iloc[0]} in {column}; check the column's unit.")
+    for column in ("sample_id", *CELLS.values()):
         if table[column].isna().any():
             raise ValueError(f"{name}: {column} is empty in a row; fetch the file again.")
     local = table["timestamp"] + pd.Timedelta(hours=3)  # stored as 22 or 23 h of the day before
@@ -111,12 +110,6 @@ def _arable(table: pd.DataFrame, name: str, year: int) -> pd.DataFrame:
         point, month = table.loc[twice, ["sample_id", "month"]].iloc[0]
         raise ValueError(f"{name}: point {point} appears twice in month {month}; keep one row a month.")
     return table
-
-
-def _refuse(wrong: pd.Series, column: pd.Series, name: str) -> None:
-    """Raise ValueError naming the first value of ``column`` where ``wrong`` holds."""
-    if wrong.any():
-        raise ValueError(f"{name}: unexpected value {column[wrong].iloc[0]} in {column.name}; check the column's unit.")
 
 
 def _monthly(table: pd.DataFrame, column: str, points: pd.Index) -> pd.DataFrame:
