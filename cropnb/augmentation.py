@@ -9,28 +9,23 @@ from numpy.typing import ArrayLike
 METHODS = ("none", "oversampling", "balanced-loss", "mix-up")
 
 
-def class_weights(counts: ArrayLike, beta: float | None = None) -> np.ndarray:
-    """Weight of each class in the loss (classes,), scaled so that the mean over all samples is 1.
+def class_weights(counts: ArrayLike) -> np.ndarray:
+    """Weight of each class in the loss (classes,): its inverse frequency, scaled to a mean of 1 over all samples.
 
     Parameters
     ----------
     counts
         (classes,) samples of each class.
-    beta
-        None for the inverse frequency 1/n; from 0 to below 1 for the inverse effective number of samples
-        (1 - beta) / (1 - beta^n) of Cui et al. (2019), which for large n is nearly flat.
 
     Raises
     ------
     ValueError
-        For a class without a sample, or another beta.
+        For a class without a sample.
     """
     counts = np.asarray(counts, dtype=float)
     if (counts < 1).any():
         raise ValueError(f"Class counts are {counts.astype(int).tolist()}; every class needs a sample.")
-    if beta is not None and not 0 <= beta < 1:
-        raise ValueError(f"beta is {beta}; give a number from 0 to below 1.")
-    weights = 1 / counts if beta is None else (1 - beta) / (1 - beta**counts)
+    weights = 1 / counts
     return weights * counts.sum() / (weights * counts).sum()
 
 
@@ -58,9 +53,7 @@ def oversample(labels: ArrayLike, rng: np.random.Generator) -> tuple[np.ndarray,
     return positions[order], order >= labels.size
 
 
-def mix_pairs(
-    labels: ArrayLike, rng: np.random.Generator, alpha: float = 1.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mix_pairs(labels: ArrayLike, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As many pairs of samples of different classes as there are labels, and the share of the first.
 
     Two classes are chosen uniformly, then a sample of each, so that mixtures hold as much of every class.
@@ -70,9 +63,7 @@ def mix_pairs(
     labels
         (n,) class number of each sample.
     rng
-        Decides pairs and shares.
-    alpha
-        Shares are of a Beta(alpha, alpha) distribution.
+        Decides pairs and shares, any share as likely as another.
 
     Returns
     -------
@@ -91,7 +82,7 @@ def mix_pairs(
     first = rng.integers(len(members), size=labels.size)
     second = (first + rng.integers(1, len(members), size=labels.size)) % len(members)
     member = np.vectorize(lambda c: rng.choice(members[c]), otypes=[np.int64])
-    return member(first), member(second), rng.beta(alpha, alpha, labels.size).astype(np.float32)
+    return member(first), member(second), rng.beta(1, 1, labels.size).astype(np.float32)
 
 
 def rotate_flip(patches: np.ndarray, angles: np.ndarray, flips: np.ndarray) -> np.ndarray:

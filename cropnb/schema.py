@@ -166,7 +166,7 @@ class Measured(_Region):
         found = {"few_labels": f"This chapter {why}; its results are in the book of the simulated region."}
         dates = self.most_dates()
         for network in models.DISPLAY_NAMES:
-            if dates < (fewest := models.minimum_dates(network)):
+            if dates < (fewest := models.FEWEST_DATES.get(network, 1)):
                 found[network] = f"This network takes {fewest} dates or more, and {self.name} has {dates:.0f} at most."
         return found
 

@@ -151,17 +151,15 @@ class _StopAtNaN(keras.callbacks.Callback):
         self.epoch = epoch + 1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self._check("loss", logs)
+        for name, value in (logs or {}).items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"The {name} of {self.model.name} is {value} in epoch {self.epoch}; look for missing "
+                    "values or unscaled features in the samples, or lower the learning rate."
+                )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._check("val_loss", logs)
-
-    def _check(self, name: str, logs: dict[str, float] | None) -> None:
-        if not math.isfinite(value := (logs or {}).get(name, 0.0)):
-            raise FloatingPointError(
-                f"The {name} of {self.model.name} is {value} in epoch {self.epoch}; look for missing "
-                "values or unscaled features in the samples, or lower the learning rate."
-            )
+        self.on_train_batch_end(0, logs)
 
 
 def _progress_bar(name: str) -> keras.callbacks.Callback:

@@ -29,23 +29,12 @@ def epoch(data):
 
 
 @few
-@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=6), st.sampled_from([None, 0.0, 0.9, 0.9999]))
-def test_class_weights_have_sample_mean_one(counts, beta):
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=6))
+def test_class_weights_have_sample_mean_one_and_every_class_counts_alike(counts):
     counts = np.array(counts)
-    weights = augmentation.class_weights(counts, beta)
-    assert np.isclose((weights * counts).sum(), counts.sum())
-    mass = weights * counts
-    if beta is None:
-        assert np.allclose(mass, mass[0])  # inverse frequency: every class counts alike
-    if beta == 0:
-        assert np.allclose(weights, 1)
-
-
-def test_effective_number_is_nearly_flat_for_many_samples():
-    counts = [60_000, 120_000, 300_000]
-    weights = augmentation.class_weights(counts, 0.9999)
-    assert weights.max() / weights.min() < 1.01
-    assert np.isclose(np.divide(*augmentation.class_weights([100, 200])), 2)
+    mass = augmentation.class_weights(counts) * counts
+    assert np.isclose(mass.sum(), counts.sum())
+    assert np.allclose(mass, mass[0])
 
 
 @few
@@ -61,10 +50,10 @@ def test_oversampling_balances_and_loses_nothing(labels, seed):
 
 
 @few
-@given(label_lists, st.integers(0, 9), st.floats(0.1, 5))
-def test_mixtures_are_of_different_classes(labels, seed, alpha):
+@given(label_lists, st.integers(0, 9))
+def test_mixtures_are_of_different_classes(labels, seed):
     labels = np.array(labels)
-    first, second, share = augmentation.mix_pairs(labels, np.random.default_rng(seed), alpha)
+    first, second, share = augmentation.mix_pairs(labels, np.random.default_rng(seed))
     assert first.size == second.size == share.size == labels.size
     assert (labels[first] != labels[second]).all()
     assert ((share >= 0) & (share <= 1)).all()
@@ -150,8 +139,6 @@ def test_bad_input_says_why():
         batches.augment("smote", dataset(), seed=0)
     with pytest.raises(ValueError, match="every class needs a sample"):
         augmentation.class_weights([3, 0])
-    with pytest.raises(ValueError, match="beta is 1"):
-        augmentation.class_weights([3, 4], 1)
     with pytest.raises(ValueError, match="two classes"):
         augmentation.mix_pairs([1, 1], np.random.default_rng(0))
 

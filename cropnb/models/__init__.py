@@ -23,6 +23,7 @@ DISPLAY_NAMES = {  # in the order of the book: name in paths, name on pages
     "convstar": "ConvSTAR",
     "conv3dstar": "3D-ConvSTAR",
 }
+FEWEST_DATES = {"cnn3d2d": 13}  # its kernels are not padded and shorten the season; the others take a single date
 
 
 def get(name: str) -> Callable[..., "keras.Model"]:
@@ -40,26 +41,10 @@ def get(name: str) -> Callable[..., "keras.Model"]:
     """
     from cropnb.models import cnn3d, cnn3d2d, conv3dstar, convstar, tcnn
 
-    _check(name)
-    files = {"tcnn": tcnn, "cnn3d": cnn3d, "cnn3d2d": cnn3d2d, "convstar": convstar, "conv3dstar": conv3dstar}
-    return files[name].build
-
-
-def minimum_dates(name: str) -> int:
-    """How many dates the network called `name` needs at least: its unpadded kernels shorten the season.
-
-    Raises
-    ------
-    ValueError
-        For a name that no network has.
-    """
-    _check(name)
-    return 13 if name == "cnn3d2d" else 1
-
-
-def _check(name: str) -> None:
     if name not in DISPLAY_NAMES:
         raise ValueError(f"No network is called {name!r}; choose one of {', '.join(DISPLAY_NAMES)}.")
+    files = {"tcnn": tcnn, "cnn3d": cnn3d, "cnn3d2d": cnn3d2d, "convstar": convstar, "conv3dstar": conv3dstar}
+    return files[name].build
 
 
 def layers(network: "keras.Model") -> pd.DataFrame:

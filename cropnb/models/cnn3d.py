@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from cropnb.models.parts import Conv3D, dense_head, fixed_size, one_of, patch_input, scaled
+from cropnb.models.parts import Conv3D, dense_head, one_of, patch_input, scaled
 
 
 def build(
@@ -33,7 +33,6 @@ def build(
     dense_units, dropout
         Hidden dense layers before the softmax; the reading is none.
     """
-    fixed_size(input_shape, "3D-CNN")
     kinds = {"max": layers.MaxPooling3D, "average": layers.AveragePooling3D}
     one_of(kinds, pool, "pooling")
     same = {"padding": "same", "activation": "relu"}

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from cropnb.models.parts import Conv3D, dense_head, fixed_size, patch_input, scaled
+from cropnb.models.parts import Conv3D, dense_head, patch_input, scaled
 
 
 def build(
@@ -32,8 +32,8 @@ def build(
     dropout
         Rate after each dense layer.
     """
-    check_sizes(input_shape, kernel_times)
     x = inputs = patch_input(input_shape, "3D-2D CNN")
+    check_sizes(inputs.shape[1:], kernel_times)
     relu = {"activation": "relu"}
     for i, filters in enumerate((8, 16, 32), 1):
         filters, kernel = scaled(filters, width), (kernel_times[i - 1], 3, 3)
@@ -56,12 +56,10 @@ def time_to_channels(x: Any) -> Any:
     return layers.Reshape(shape, name="time_as_channels")(x)
 
 
-def check_sizes(input_shape: Sequence[int | None], kernel_times: Sequence[int]) -> None:
+def check_sizes(input_shape: Sequence[int], kernel_times: Sequence[int]) -> None:
     """Refuse, with a ValueError, patches that unpadded kernels shrink to nothing."""
-    fixed_size(input_shape, "3D-2D CNN")
     least = sum(kernel_times) - len(kernel_times) + 1
-    times, *pixels = (size or 0 for size in input_shape[:-1])
-    if times < least or min(pixels) < 9:
+    if input_shape[0] < least or min(input_shape[1:3]) < 9:
         raise ValueError(
             f"Patches {tuple(input_shape)} are too small for the unpadded kernels of the 3D-2D CNN; "
             f"give at least {least} dates and 9 x 9 pixels."

@@ -7,7 +7,7 @@ import keras
 from keras import layers
 
 from cropnb.models.convstar import ConvSTAR
-from cropnb.models.parts import Conv3D, dense_head, fixed_size, one_of, patch_input, scaled
+from cropnb.models.parts import Conv3D, dense_head, one_of, patch_input, scaled
 
 
 def build(
@@ -51,7 +51,6 @@ def build(
     output_tanh, gate_bias
         Of the `ConvSTAR` layers.
     """
-    fixed_size(input_shape, "3D-ConvSTAR")
     one_of(("each_direction", "last_date"), final_state, "final state")
     at_last_date = final_state == "last_date"
     cell: dict[str, Any] = {"output_tanh": output_tanh, "gate_bias": gate_bias}

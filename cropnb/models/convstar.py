@@ -156,7 +156,7 @@ def build(
     if head != "average":
         fixed_size(input_shape[1:], f"ConvSTAR with the {head!r} head")
     cell: dict[str, Any] = {"output_tanh": output_tanh, "gate_bias": gate_bias}
-    x = inputs = patch_input(input_shape, "ConvSTAR")
+    x = inputs = patch_input(input_shape, "ConvSTAR", is_fixed=False)
     for i in (1, 2, 3):
         cell |= {"return_sequences": i < 3, "name": f"convstar_{i}"}
         x = ConvSTAR(scaled(64, width), **cell)(x)

@@ -26,16 +26,18 @@ def one_of(known: Iterable[str], value: str, what: str) -> None:
         raise ValueError(f"The {what} is {value!r}; choose one of {', '.join(known)}.")
 
 
-def patch_input(input_shape: Sequence[int | None], network: str) -> Any:
-    """Keras input of (time, y, x, feature) patches; y and x may be None where the network allows it.
+def patch_input(input_shape: Sequence[int | None], network: str, is_fixed: bool = True) -> Any:
+    """Keras input of (time, y, x, feature) patches; sizes may be None where the network is not `is_fixed`.
 
     Raises
     ------
     ValueError
-        For another number of sizes.
+        For another number of sizes, or open ones.
     """
     if len(input_shape) != 4:
         raise ValueError(f"{network} reads patches (time, y, x, feature), not {tuple(input_shape)}; give four sizes.")
+    if is_fixed:
+        fixed_size(input_shape, network)
     return keras.Input(tuple(input_shape), name="patch")
 
 
