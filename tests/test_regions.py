@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from rasterio.warp import transform_bounds
@@ -340,3 +340,54 @@ def test_the_grid_holds_its_bounds_and_whole_pixels_of_20_m(tmp_path):
         assert bottom <= asked[1] < bottom + 20
         assert right - 20 < asked[2] <= right
         assert top - 20 < asked[3] <= top
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    codes=st.sets(st.integers(0, 254), min_size=1, max_size=3),
+    others=st.sets(st.integers(0, 254), min_size=1, max_size=3),
+    dtype=st.sampled_from(["uint8", "int16", "float32"]),
+    way=st.sampled_from(["tag", "mask", "255"]),
+    crs=st.sampled_from(["EPSG:32631", "EPSG:4326", "EPSG:3035"]),
+)
+def test_cropland_is_where_the_codes_are_in_any_type_and_crs(tmp_path, codes, others, dtype, way, crs):
+    """Unknown stays unknown, however the mask says so."""
+    assume(others - codes)
+    grid = GeoBox.from_bbox((500_000, 5_600_000, 501_000, 5_601_000), "EPSG:32631", resolution=10)
+    around = GeoBox.from_bbox(transform_bounds("EPSG:32631", crs, *grid.pad(30).boundingbox), crs, shape=(160, 160))
+    third = np.arange(160) // 54
+    values = np.choose(third, [min(codes), min(others - codes), 255 if dtype == "uint8" else 300]) * np.ones((160, 1))
+    nodata = {"tag": float(values.max()), "mask": None, "255": None}[way]
+    assume(way != "255" or dtype == "uint8")
+    place = {"crs": crs, "transform": around.affine, "width": 160, "height": 160, "count": 1}
+    path = tmp_path / "mask.tif"
+    inside = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True)
+    with inside, rasterio.open(path, "w", driver="GTiff", dtype=dtype, nodata=nodata, **place) as file:
+        file.write(values.astype(dtype), 1)
+        if way == "mask":
+            file.write_mask(np.broadcast_to(third < 2, values.shape))
+    regions.write_cropland(path, None, grid, tmp_path / "cropland.tif", codes=sorted(codes))
+    with rasterio.open(tmp_path / "cropland.tif") as file:
+        found = file.read(1)
+    assert set(np.unique(found)) == {0, 1, 255}
+    row = found[50]
+    assert list(dict.fromkeys(row.tolist())) == [1, 0, 255]  # from west to east
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.sampled_from(["dbf", "prj", "cpg", "shx", "qix", "shp.xml"]), unique=True),
+    st.lists(st.text("abcS12_", min_size=1, max_size=8), min_size=1, max_size=4),
+    st.sampled_from(["labels", "la[b]els", "my labels"]),
+)
+def test_a_new_file_of_any_input_is_seen(tmp_path_factory, sidecars, nested, stem):
+    folder = tmp_path_factory.mktemp("inputs")
+    labels = {"file": str(folder / f"{stem}.shp"), "classes": ["maize", "wheat"]}
+    region = regions.read(written(folder, labels=labels, products=str(folder / "p")))
+    wanted = [folder / f"{stem}.{suffix}" for suffix in ["shp", *sidecars]]
+    wanted.append(folder.joinpath("p", *nested) / "image.jp2")
+    for path in wanted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "other.dbf").touch()
+    assert set(region.sources()) == set(wanted)

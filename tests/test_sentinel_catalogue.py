@@ -10,15 +10,19 @@ import traceback
 import zipfile
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cropnb.data import DataUnavailable
-from cropnb.sentinel import catalogue
+from cropnb.sentinel import catalogue, choice
 from cropnb.sentinel.catalogue import download, elevation, read_lock, search, unpack, write_lock
 
 USER, PASSWORD, TOKEN = "canary-user@example.org", "canary-Pa55&wört", "canary-token-{}"
@@ -776,3 +780,34 @@ def test_a_null_leaves_its_item_out_and_stops_no_search(server, key):
     if key == "properties":
         bad["properties"] = {"datetime": "2017-05-05T00:00:00Z"}
     assert 15 in set(find(server, sensors=("optical",)).time.dt.day)
+
+
+PLACES = [(key,) for key in ("id", "geometry", "properties", "assets")]
+PLACES += [("properties", key) for key in ("datetime", "start_datetime", "processing:datetime", "eo:cloud_cover")]
+PLACES += [("properties", key) for key in ("sat:relative_orbit", "sar:instrument_mode", "sar:polarizations")]
+PLACES += [("assets", "Product"), *(("assets", "Product", f"file:{key}") for key in ("size", "checksum"))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([radar, optical]),
+    st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from([None, "", "x", 0, -1, 2.5, float("nan"), [], {}]))),
+)
+def test_no_value_of_an_item_stops_the_search(made, changes):
+    """Whatever stands in the place of a value, the item is used or says why it is not, and the next is looked at."""
+    server = SimpleNamespace(url="https://example.org")
+    sensor = "sar" if made is radar else "optical"
+    bad, good = made(server, 5), made(server, 17)
+    for keys, value in changes:
+        place = bad
+        for key in keys[:-1]:
+            place = place.get(key) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place[keys[-1]] = value
+    region = shapely.box(*BOUNDS)
+    rows = [catalogue._row(each, sensor, region) for each in (bad, good)]
+    rules = {"season": (pd.Timestamp("2017-05-01"), pd.Timestamp("2017-05-31"))}
+    passes = choice.choose(rows, region, "nothing", **rules)
+    assert not rows[1]["why"]
+    assert sum(len(one) for one in passes) == 1 + (not rows[0]["why"])
+    catalogue._table([each for each in rows if not each["why"]])
