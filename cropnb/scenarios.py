@@ -101,11 +101,11 @@ def scale(steps: xr.DataArray, scaler: Mapping) -> xr.DataArray:
     """Scale a scenario by `fit_scaler`'s values; lazy."""
     sensors = steps.sensor.values.tolist()
     for sensor in dict.fromkeys(sensors):
-        fitted, shown = scaler.get(sensor, {}).get("channels"), list(steps.attrs[sensor])
-        if fitted == shown and not {"zero", "one"} <= scaler[sensor].keys():
+        fitted, shown = scaler.get(sensor, {}), list(steps.attrs[sensor])
+        if (channels := fitted.get("channels")) != shown:
+            raise ValueError(f"The scaler was fitted to {channels} but {sensor} shows {shown}: fit it again.")
+        if not {"zero", "one"} <= fitted.keys():
             raise ValueError(f"The scaler of {sensor} lacks its values for zero and one: fit it again.")
-        if fitted != shown:
-            raise ValueError(f"The scaler was fitted to {fitted} but {sensor} shows {shown}: fit it again.")
     low, high = (
         xr.DataArray(np.array([scaler[s][limit] for s in sensors], dtype="float32"), dims=("time", "feature"))
         for limit in ("zero", "one")

@@ -17,7 +17,7 @@ true annotation whose pixels were made from a known field.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -149,10 +149,8 @@ def write(
     path = rasters.radar_path(folder, pd.Timestamp(tags.pop("time")), "C2")
     with rasters.new(path, grid, list(polarimetry.C2), "float32", np.nan, **tags) as file:
         for row in range(0, grid.height, TILE):
-            parts = [c2.isel(y=slice(row, row + TILE)).compute().to_dataarray().values for c2 in slices]
-            values = parts[0]
-            for part in parts[1:]:
-                values = np.where(np.isnan(values), part, values)
+            parts = (c2.isel(y=slice(row, row + TILE)).compute().to_dataarray().values for c2 in slices)
+            values = reduce(lambda held, more: np.where(np.isnan(held), more, held), parts)
             seen = seen or bool(np.isfinite(values).any())
             file.write(values, window=Window(0, row, *values.shape[:0:-1]))
         if not seen:
