@@ -6,13 +6,24 @@ import sys
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import jsonschema
 import nbformat
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 HUB, BINDER, REPOSITORY = "hub.example.org", "binder.example.org", "https://github.com/somebody/cropnb"
-# From the reference of Zero to JupyterHub, and the settings of KubeSpawner 7.
-SINGLEUSER = {"image", "cmd", "defaultUrl", "startTimeout", "storage", "profileList"}
+# What our values use of the schema of Zero to JupyterHub (jupyterhub/values.schema.yaml there, chart 4), which refuses
+# every key it does not know; and the settings of KubeSpawner 7.
+TEXT = {"type": ["string", "null"]}
+SINGLEUSER = {
+    "image": {"type": "object", "required": ["name", "tag"], "properties": {"name": {"type": "string"}, "tag": TEXT}},
+    "cmd": {"type": ["array", "string", "null"]},
+    "defaultUrl": TEXT,
+    "startTimeout": {"type": ["integer", "null"]},
+    "storage": {"type": "object", "properties": {"capacity": TEXT}, "additionalProperties": False},
+    "profileList": {"type": "array"},
+}
 PROFILE = {"display_name", "description", "default", "kubespawner_override"}
 OVERRIDE = {"cpu_guarantee", "cpu_limit", "mem_guarantee", "mem_limit", "environment", "extra_resource_limits"}
 
@@ -73,7 +84,7 @@ def test_no_button_without_a_repository(render):
 def test_chart_knows_the_values(root):
     values = yaml.safe_load((root / "jupyterhub/values.yaml").read_text())
     assert set(values) == {"singleuser"}
-    assert set(values["singleuser"]) <= SINGLEUSER
+    jsonschema.validate(values["singleuser"], {"properties": SINGLEUSER, "additionalProperties": False})
     plain, gpu = values["singleuser"]["profileList"]
     for profile in (plain, gpu):
         assert set(profile) <= PROFILE
@@ -88,3 +99,26 @@ def test_image_copies_what_exists(root):
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1] if word[:2] != "--"]
     assert "requirements.txt" in copied
     assert [name for name in copied if not (root / name).exists()] == []
+
+
+def test_steps_of_the_image_are_shell(root):
+    text = (root / "jupyterhub/Dockerfile").read_text().replace("\\\n", "")
+    steps = [line.removeprefix("RUN ") for line in text.splitlines() if line.startswith("RUN ")]
+    assert len(steps) > 1
+    for step in (*steps, (root / "postBuild").read_text()):
+        subprocess.run(["bash", "-n", "-c", step], check=True)
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint on this machine")
+def test_a_linter_finds_nothing_in_the_image(root):
+    subprocess.run(["hadolint", root / "jupyterhub/Dockerfile"], check=True)
+
+
+@pytest.mark.parametrize("version", ["3.11.9", "3.12.3", "3.13.1"])
+def test_the_image_constrains_each_package_once(root, version):
+    step = next(line for line in (root / "jupyterhub/Dockerfile").read_text().splitlines() if "> pins.txt" in line)
+    pins = subprocess.run(["bash", "-c", step.split(" >")[0]], cwd=root, capture_output=True, text=True).stdout
+    python = {"python_full_version": version, "python_version": version.rpartition(".")[0]}
+    wanted = [Requirement(line) for line in pins.splitlines()]
+    names = [pin.name for pin in wanted if pin.marker is None or pin.marker.evaluate(python)]
+    assert len(names) == len(set(names)) > 50
