@@ -250,31 +250,32 @@ def ceiling(
     seed: int,
     counties: int = 6,
     parcels: int = 2000,
+    inside: Sequence[str] = INSIDE,
 ) -> pd.DataFrame:
     """What the twin's parcels can be told apart by at best: ``scenario``, ``kind``, ``estimate``, ``low``, ``high``.
 
     Parcels with crops of `shares` have their pure signal on the dates `radar` and `optical`: no speckle, no pixel
     and no sowing shift. Kinds: ``likelihood``, of the county's true distributions, which no classifier passes;
     ``discriminant``, a linear one from `parcels` others of the county. Means and 95 % t-intervals over `counties`.
+    Parcels differ by the effects of the levels `inside`; a crop's own effects of other levels are the county's.
     """
     rng, share = np.random.default_rng(seed), np.array(list(shares.values()))
     months, bands = pd.unique(profiles["month"].values), pd.unique(profiles["band"].values)
-    roots = [
-        {level: root(profiles, crop, level) for level in (*INSIDE, "region_crop", "county_crop")} for crop in shares
-    ]
+    outside = [level for level in ("region_crop", "county_crop") if level not in inside]
+    roots = [{level: root(profiles, crop, level) for level in (*inside, *outside)} for crop in shares]
     rows = []
     for name, wanted in FEATURES.items():
         dates = {band: optical if band in FEATURES["optical"] else radar for band in bands if band in wanted}
         seen = [np.kron(between_months(days, months), bands == band) for band, days in dates.items()]
         _, value, basis = np.linalg.svd(np.concatenate(seen), full_matrices=False)
         basis = basis[value > 1e-6 * value[0]]  # dates between the same two months say the same
-        spread = [basis @ sum(r[level] @ r[level] for level in INSIDE) @ basis.T for r in roots]
+        spread = [basis @ sum(r[level] @ r[level] for level in inside) @ basis.T for r in roots]
         right = []
         for _ in range(counties):
             label = rng.choice(len(share), 2 * parcels, p=share)
             signal, laws = np.zeros((2 * parcels, len(basis))), []
             for i, (crop, r) in enumerate(zip(shares, roots, strict=True)):
-                own = sum(r[level] @ rng.standard_normal(len(r[level])) for level in ("region_crop", "county_crop"))
+                own = sum(r[level] @ rng.standard_normal(len(r[level])) for level in outside)
                 laws.append(multivariate_normal(basis @ (profiles["mean"].sel(crop=crop).values + own), spread[i]))
                 signal[label == i] = laws[i].rvs((label == i).sum(), rng).reshape(-1, len(basis))
             score = np.stack([law.logpdf(signal) for law in laws], -1) + np.log(share)

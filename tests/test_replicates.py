@@ -70,10 +70,6 @@ def test_units_are_pixels_of_parcels_and_no_patch_sees_another_set():
         seen = np.unique(block[row.row - 2 : row.row + 3, row.col - 2 : row.col + 3])
         assert set(of_block.reindex(seen).dropna()) == {row.set}
     pd.testing.assert_frame_equal(rows, replicates.units(reference, complete, wanted, seed=3, patch=5))
-    fewer = replicates.units(reference, complete, wanted, seed=3, patch=5, parcels={"train": 20})
-    of_set = fewer.groupby("set")["parcel_id"].nunique()
-    assert of_set["train"] == 20
-    assert of_set["test"] == rows[rows["set"] == "test"]["parcel_id"].nunique()
 
 
 def test_coverage_of_one_and_of_all():

@@ -31,7 +31,7 @@ def configure(profile: str, region: str) -> tuple[Path, Path]:
         known = schema.read(region)
         build = build.with_name(f"{build.name}-{known.name}")
         content["parameters"] |= {"build": str(build), "region": region, "features": known.features}
-        content |= {"lacks": known.lacks(), "without": known.without()}
+        content |= {"lacks": known.lacks(), "without": known.without(), "replicates": {}}
     build.mkdir(parents=True, exist_ok=True)
     if region:
         configuration = build / "configuration.yaml"
@@ -50,6 +50,9 @@ def forget_failures(build: Path) -> None:
             file.unlink()
             for gathered in (build / "sweep.json", *(build / "cells").glob("*.done")):
                 gathered.unlink(missing_ok=True)
+    for file in (build / "replicates").glob("*.json"):
+        if book.recorded(file).get("failed", "damaged"):
+            file.unlink()
 
 
 class Sweep:

@@ -104,6 +104,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "keep": (0.01, 1),
     "share": (0, 0.9),
 }
+PLAN = {"count", "size", "width", "batch_size", "epochs", "patience", "cells"}  # what a profile says of its replicates
 ALL = ("train_samples", "validation_samples", "test_samples")  # where 0 takes every sample
 SHARED = re.compile(r"^```\{include\} (\S+)\n```$", re.MULTILINE)
 
@@ -211,9 +212,11 @@ def _module_files(name: str) -> frozenset[Path]:
 
 
 def helper_files(source: Path) -> list[str]:
-    """The files of the helper module that a chapter uses: when one changes, the chapter is stale."""
-    cells = [cell.source for cell in read_notebook(source).cells if cell.cell_type == "code"]
-    code = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!")))
+    """The files of the helper module that a chapter or script uses: when one changes, what they make is stale."""
+    code = source.read_text()
+    if source.suffix == ".md":
+        cells = [cell.source for cell in read_notebook(source).cells if cell.cell_type == "code"]
+        code = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!")))
     files = set()
     for name in _imported(ast.parse(code)):
         files |= _module_files(name)
@@ -260,6 +263,15 @@ def digest(chapter: Chapter, given: dict, profile: dict, chapters: list[Chapter]
         if set(other.writes) & set(chapter.reads):
             parts.append(digest(other, parameters(other, profile), profile, chapters, drawing=False))
     return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def replicates(profile: dict) -> dict[int, str]:
+    """The replicates of a profile: number -> its plan as JSON, with a digest of the code that follows it."""
+    plan, script = dict(profile.get("replicates", {})), ROOT / "workflow/replicate.py"
+    code = [(ROOT / file).read_text() for file in [script, *helper_files(script), "requirements.txt"]]
+    meaning = [*map(_meaning, code[:-1]), code[-1]]
+    count, plan["code"] = plan.pop("count", 0), hashlib.sha256("".join(meaning).encode()).hexdigest()
+    return dict.fromkeys(range(count), json.dumps(plan, sort_keys=True))
 
 
 @cache
@@ -409,7 +421,9 @@ def asked_folder(profile: dict) -> Path:
 
 
 def check_profile(profile: dict, chapters: list[Chapter]) -> None:
-    """Refuse a profile that names a chapter the book does not have."""
+    """Refuse a profile that names a chapter the book does not have, or replicates it cannot make."""
+    if set(profile.get("replicates") or PLAN) != PLAN:
+        raise ChapterError(f"profile {profile['parameters']['profile']}: replicates need {', '.join(sorted(PLAN))}.")
     names = [chapter.name for chapter in chapters]
     for name in profile.get("chapters", {}):
         if name not in names:

@@ -8,9 +8,8 @@ says why and stops no other.
 """
 
 import json
-import logging
+import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -25,7 +24,6 @@ from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassif
 from cropnb import batches, cube, evaluation, files, models, regions, samples, scenarios, split, training, twin
 from cropnb.evaluation import replicates
 
-log = logging.getLogger("replicate")
 PIXELS = {"train": 4, "validation": 1, "test": 3}  # of a parcel; a batch of training shows one of the four
 WINDOWS = {"centre": 1, "5x5": 5}
 ALL = [*models.DISPLAY_NAMES]
@@ -33,23 +31,26 @@ ALL = [*models.DISPLAY_NAMES]
 
 def main(number: int, file: Path, plan: dict) -> None:
     """Run a replicate, or what is left of it."""
-    part = file.with_suffix(".part")
+    part, scratch, begin = file.with_suffix(".part"), file.with_suffix(""), time.perf_counter()
     known = recorded(part)
-    cells = known["cells"] if known.get("plan") == plan else []
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            done = {(cell["model"], cell["features"], cell["augmentation"]) for cell in cells}
-            for cell in run(number, plan, done, Path(scratch)):
-                cells.append(cell)
-                files.write_json(part, {"plan": plan, "cells": cells})
-        except Exception as error:  # a replicate that is missing is shown, and stops no other
-            log.exception("replicate %d", number)
-            cells.append(
-                {"model": "", "features": "", "augmentation": "", "failed": f"{type(error).__name__}: {error}"}
-            )
+    if known.get("plan") != plan:
+        known = {"plan": plan, "cells": []}
+        shutil.rmtree(scratch, ignore_errors=True)
+    cells = [cell for cell in known["cells"] if not cell["failed"]]
+    try:
+        done = {(cell["model"], cell["features"], cell["augmentation"]) for cell in cells}
+        for cell in run(number, plan, done, scratch):
+            cells.append(cell)
+            files.write_json(part, known | {"cells": cells})
+    except Exception as error:  # a replicate that is missing is shown, and stops no other
+        cells.append({"model": "", "features": "", "augmentation": "", "failed": f"{type(error).__name__}: {error}"})
     failed = "; ".join(cell["failed"] for cell in cells if cell["failed"])
-    files.write_json(file, {"replicate": number, "plan": plan, "failed": failed, "cells": cells})
-    part.unlink(missing_ok=True)
+    files.write_json(file, known | {"replicate": number, "failed": failed, "cells": cells})
+    if not failed:
+        part.unlink()
+        shutil.rmtree(scratch)
+    said = f"failed    replicate {number}: {failed}" if failed else f"finished  replicate {number}"
+    print(f"  {said} in {time.perf_counter() - begin:.0f} s", flush=True)
 
 
 class Parcels(batches.PatchDataset):
@@ -71,9 +72,11 @@ class Parcels(batches.PatchDataset):
 def run(number: int, plan: dict, done: set[tuple], scratch: Path) -> Iterator[dict]:
     """A cell and its scores, for every baseline and network that is not `done` yet."""
     seed = 1000 + number
-    region = twin.write(scratch / "region", size=plan["size"], seed=seed, covariance=True)
-    built = cube.build(region, scratch / "cube.zarr")
-    reference = split.reference(region, 1000)
+    region, built = scratch / "region", scratch / "cube.zarr"
+    if not built.exists():
+        twin.write(region, size=plan["size"], seed=seed, covariance=True)
+        cube.build(region, built)
+    reference = split.reference(region, min(1000, plan["size"] / 4))
     table = replicates.units(reference, cube.complete(built).values, PIXELS, seed)
     sets, classes = dict(iter(table.groupby("set"))), list(regions.read_record(region)["crop_shares"])
     parcels = {f"{name}_parcels": len(rows["parcel_id"].unique()) for name, rows in sets.items()}
@@ -95,7 +98,6 @@ def run(number: int, plan: dict, done: set[tuple], scratch: Path) -> Iterator[di
                 continue
             scores = evaluation.scores(sets["test"]["crop"], predicted, classes).to_dict()
             scores |= parcels | further | {"seconds": time.process_time() - start}
-            log.info("%d %s %s %s %.3f %s", number, features, model, augmentation, scores["overall_accuracy"], further)
             yield cell | {"scores": {name: float(value) for name, value in scores.items()}}
 
 
@@ -179,5 +181,4 @@ def of_parcels(parcel: np.ndarray) -> Callable:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     main(int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -18,23 +18,17 @@ from scipy.stats import t as student
 from cropnb.evaluation import LEVEL
 
 DIMS = ["replicate", "model", "features", "augmentation", "measure"]
-SETS = {"train": 0.5, "validation": 0.15, "test": 0.35}  # of the blocks
+SETS = {"train": 0.4, "validation": 0.2, "test": 0.4}  # of the blocks
 
 
 def units(
-    reference: xr.Dataset,
-    complete: np.ndarray,
-    pixels: Mapping[str, int],
-    seed: int,
-    patch: int = 11,
-    parcels: Mapping[str, int] | None = None,
+    reference: xr.Dataset, complete: np.ndarray, pixels: Mapping[str, int], seed: int, patch: int = 11
 ) -> pd.DataFrame:
     """Pixels of parcels, the units of a replicate: ``row, col, parcel_id, block, crop, set`` and ``pick``.
 
     Blocks of `reference` (`cropnb.split.reference`) are dealt to `SETS`; each parcel gives up to ``pixels[set]``
     pixels, numbered by ``pick``, whose patch is `complete (y, x)` and meets no parcel of another set: the
-    first pick of all parcels is one pixel a parcel, the second other pixels of the same parcels. At most
-    ``parcels[set]`` parcels of a set are taken.
+    first pick of all parcels is one pixel a parcel, the second other pixels of the same parcels.
     """
     rng = np.random.default_rng(seed)
     block, parcel = reference["block"].values, reference["parcel"].values
@@ -53,10 +47,7 @@ def units(
     table["set"] = np.array(["", *SETS])[number[free]]
     table = table.iloc[rng.permutation(len(table))]
     table["pick"] = table.groupby("parcel_id").cumcount()
-    table = table[table["pick"] < table["set"].map(pixels)]
-    order = table.drop_duplicates("parcel_id").groupby("set").cumcount().set_axis(table["parcel_id"].unique())
-    few = table["parcel_id"].map(order) < table["set"].map(parcels or {}).fillna(np.inf)
-    return table[few].reset_index(drop=True)
+    return table[table["pick"] < table["set"].map(pixels)].reset_index(drop=True)
 
 
 def frame(records: Iterable[Mapping]) -> pd.DataFrame:
