@@ -26,7 +26,6 @@ from cropnb.evaluation import replicates
 
 PIXELS = {"train": 4, "validation": 1, "test": 3}  # of a parcel; a batch of training shows one of the four
 WINDOWS = {"centre": 1, "5x5": 5}
-ALL = [*models.DISPLAY_NAMES]
 
 
 def main(number: int, file: Path, plan: dict) -> None:
@@ -117,13 +116,13 @@ def cells(plan: dict, classes: list[str], parcel: np.ndarray, seed: int) -> dict
     views["parcel"] = of_parcels(parcel)
     found: dict[str, dict[tuple, Callable]] = {}
     for entry in plan["cells"]:
-        for features, treatment, name in product(
-            as_list(entry["features"]), as_list(entry.get("augmentation", "none")), as_list(entry.get("networks", ALL))
-        ):
+        for features in as_list(entry["features"]):
             jobs = {(f"{rule}, {view}", "none"): fit(rules[rule], views[view]) for rule, view in seen}
-            found.setdefault(features, jobs)[models.DISPLAY_NAMES[name], treatment] = train(
-                name, treatment, classes, plan, seed
-            )
+            found.setdefault(features, jobs)
+            for treatment in as_list(entry.get("augmentation", "none")):
+                for name in entry.get("networks", models.DISPLAY_NAMES):
+                    job = train(name, treatment, classes, plan, seed)
+                    found[features][models.DISPLAY_NAMES[name], treatment] = job
     return found
 
 

@@ -74,6 +74,10 @@ def main() -> int:
     print(f"Sweep: {len(known) - len(failed)} of {len(cells)} trainings done, {len(failed)} failed")
     for cell in failed:
         print(f"  failed    {cell['cell']}: {cell['failed']}")
+    if asked := book.replicates(profile):
+        known = [book.recorded(build / f"replicates/{number}.json") for number in asked]
+        done = sum(record.get("failed") == "" for record in known)
+        print(f"Replicates: {done} of {len(asked)} done")
     pages = build / "html/index.html"
     if not pages.exists():
         print("Pages: to do")
