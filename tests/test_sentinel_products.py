@@ -183,6 +183,11 @@ def test_what_is_named_otherwise_or_damaged_is_told_and_stops_nothing(region, tm
     rules, grid, folder = region
     product(folder, "20180601")
     (folder / "S2A_MSIL2A_20180701T100031_N0207_R122_T32TPS_x.ZIP").write_bytes(b"PK of half a download")
+    (lacking,) = product(folder, "20180702").rglob("*_B11_*")
+    lacking.unlink()
+    for day, old, new in (("20180703", "02.07", ""), ("20180704", ">10000<", "><"), ("20180705", "02.07", "latest")):
+        about = product(folder, day) / "MTD_MSIL2A.xml"
+        about.write_text(about.read_text().replace(old, new))
     number = np.stack([np.full((40, 40), value, "int16") for value in (-1200, -1900, -700)])
     others = ("S1_20180602T050012_FEATURES.tif", "S1_20180602T0500Z_FEATURES.tif", "S1_20180602T0500_FEATURES.TIF")
     for name in ("S1_20181302T0500_FEATURES.tif", "S1_20180603T0500_FEATURES.tif", *others):
@@ -190,6 +195,9 @@ def test_what_is_named_otherwise_or_damaged_is_told_and_stops_nothing(region, tm
     table = pd.DataFrame(products.bring(rules, grid, tmp_path / "made")).set_index("product").why
     assert sorted(path.name for path in tmp_path.glob("made/*/*")) == ["S1_20180603T0500_FEATURES.tif", "S2_20180601"]
     assert "cut short or damaged" in table.filter(like="_20180701").iloc[0]
+    assert "has no image of B11" in table.filter(like="_20180702").iloc[0]
+    for day in (3, 4, 5):
+        assert "PROCESSING_BASELINE or BOA_QUANTIFICATION_VALUE" in table.filter(like=f"_2018070{day}").iloc[0]
     assert "month must be in 1..12" in table["S1_20181302T0500_FEATURES"]
     assert table.str.contains("radar of other tools is named S1_YYYYMMDDTHHMM_FEATURES.tif").sum() == len(others)
     assert rules.model_copy(update={"features": "backscatter"}).most_dates() == 2  # by their names, at most

@@ -64,12 +64,13 @@ def describe(safe: Path, grid: GeoBox) -> tuple[dict, np.ndarray]:
     """Time, track and version of a product that can be read, and its scene classification on a grid of 20 m."""
     root, track = _root(safe), re.search(r"_R(\d{3})_", safe.name)
     about = {
-        "time": pd.Timestamp(root.findtext(".//PRODUCT_START_TIME", "")).tz_localize(None),
+        "time": pd.to_datetime(root.findtext(".//PRODUCT_START_TIME", ""), utc=True).tz_localize(None),
         "version": root.findtext(".//PROCESSING_BASELINE", ""),
         "track": str(int(track[1])) if track else "",
     }
     _scale(safe)
-    return about, _warped(_file(safe, "SCL"), grid.zoom_out(2))
+    images = {band: _file(safe, band) for band in BANDS.values()}
+    return about, _warped(images["SCL"], grid.zoom_out(2))
 
 
 def _root(safe: Path) -> ElementTree.Element:
@@ -87,6 +88,11 @@ def _scale(safe: Path) -> tuple[float, dict[str, float]]:
     root = _root(safe)
     added = {e.get("band_id"): float(e.text or 0) for e in root.iter("BOA_ADD_OFFSET")}
     baseline = root.findtext(".//PROCESSING_BASELINE", "")
+    scale = next((e.text for e in root.iter() if e.tag.endswith("BOA_QUANTIFICATION_VALUE")), "")  # pilot: L2A_BOA_
+    if not re.fullmatch(r"\d+(\.\d+)?", baseline) or not re.fullmatch(r"[1-9]\d*(\.\d+)?", scale or ""):
+        raise ValueError(
+            f"{safe / 'MTD_MSIL2A.xml'} gives no PROCESSING_BASELINE or BOA_QUANTIFICATION_VALUE that can be: {_AGAIN}."
+        )
     if not added and 4 <= float(baseline) < LOCAL:
         raise ValueError(f"{safe / 'MTD_MSIL2A.xml'} of baseline {baseline} gives no BOA_ADD_OFFSET: {_AGAIN}.")
     # Physical bands are B4 where files say B04.
@@ -97,8 +103,7 @@ def _scale(safe: Path) -> tuple[float, dict[str, float]]:
         if offset is None:
             raise ValueError(f"{safe / 'MTD_MSIL2A.xml'} does not say which offset is that of {band}: {_AGAIN}.")
         offsets[band] = offset
-    scale = next((e.text for e in root.iter() if e.tag.endswith("BOA_QUANTIFICATION_VALUE")), "nan")  # pilot: L2A_BOA_
-    return float(scale or "nan"), offsets
+    return float(scale or 0), offsets
 
 
 def _file(safe: Path, band: str) -> Path:
