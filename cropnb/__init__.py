@@ -29,7 +29,7 @@ def _homeless() -> None:
 def _notebook() -> None:
     """Let figures come into a notebook though the kernel inherited a batch system's MPLBACKEND=agg."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if hasattr(shell, "kernel") and os.environ.get("MPLBACKEND", "").lower() == "agg":
+    if shell is not None and hasattr(shell, "kernel") and os.environ.get("MPLBACKEND", "").lower() == "agg":
         os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
         if "matplotlib" in sys.modules:
             shell.run_line_magic("matplotlib", "inline")

@@ -178,7 +178,8 @@ class Scene(NamedTuple):
     @property
     def grid(self) -> GeoBox:
         """The 10 m grid."""
-        return GeoBox.from_bbox(tuple(self.bounds), self.crs, resolution=PIXEL)
+        left, bottom, right, top = self.bounds
+        return GeoBox.from_bbox((left, bottom, right, top), self.crs, resolution=PIXEL)
 
 
 def square(centre: Sequence[float], size: float, crs: str) -> tuple[float, ...]:
@@ -325,11 +326,11 @@ def _seasons(objects: gpd.GeoDataFrame, profiles: xr.Dataset, rng: np.random.Gen
         normals["county_crop"][mine] = np.stack(own, axis=-1)
     seasons = crop_profiles.signals(profiles, crops, normals).sel(band=list(BANDS))
     signal[1:][fields] = seasons.values
-    for cover, level in LAND_COVER.items():
+    for cover, means in LAND_COVER.items():
         where = np.flatnonzero(covers == cover)
         spread = rng.normal(size=(len(where), 1, len(BANDS)))
         decibel = [band.endswith("_db") for band in BANDS]
-        signal[where] = np.array(level) + spread * np.where(decibel, 0.7, 0.1 * np.array(level))
+        signal[where] = np.array(means) + spread * np.where(decibel, 0.7, 0.1 * np.array(means))
     shift = rng.normal(0, SOWING_SHIFT_DAYS, len(covers))
     rho = CORRELATION * np.exp(2j * np.pi * rng.random(len(covers)))
     return months, signal, shift, rho.astype("complex64")

@@ -1,4 +1,4 @@
-"""Style of code and chapters: ruff (lint and format) on both, spelling by codespell.
+"""Style of code and chapters: ruff (lint and format) on both, spelling by codespell; types of the helper by mypy.
 
 Chapters are checked as jupytext sees them: converted to notebooks in a temporary folder.
 """
@@ -44,6 +44,7 @@ def main() -> int:
             [*formatting, *narrow, notebooks],
             [BIN / "codespell", ROOT],
             [BIN / "deptry", "--no-ansi", ".", notebooks],
+            [BIN / "mypy", "--no-error-summary"],
         ]
         failed = [subprocess.run(command, cwd=ROOT).returncode for command in commands]
         if fix:

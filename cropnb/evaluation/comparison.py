@@ -158,19 +158,20 @@ def judge(
 
     if "replicate" in table.dims:
         ended = table.where(~(table.sel(measure="converged", drop=True) == 0))
-        bounds, unfinished = replicates.intervals(stack(table)), np.isnan(stack(ended)) & ~np.isnan(stack(table))
+        bounds, unfinished = replicates.intervals(stack(table)), stack(ended).isnull() & stack(table).notnull()
         more = {name: {"unfinished": int(unfinished.sel(part=name).sum())} for name in parts}
         df = bounds["replicates"] - 1
     else:
         values, blocks = stack(table.mean("seed")), table.attrs["blocks"]
-        bounds = (simultaneous(values, "part") if len(parts) > 1 else interval(values)).to_pandas()
+        bounds = pd.DataFrame((simultaneous(values, "part") if len(parts) > 1 else interval(values)).to_pandas())
         error = (bounds["high"] - bounds["low"]) / 2 / student.ppf((1 + evaluation.LEVEL) / 2, blocks - 1)
         by_seed = {name: contrast(table, difference)["by_seed"] for name, difference in parts.items()}
         more = {name: {"by_seed": seeds, "replicates": len(seeds)} for name, seeds in by_seed.items()}
         bounds, df = bounds.assign(error=error), pd.Series(blocks - 1, bounds.index)
     judged: list[dict[str, Any]] = []
     for name, difference in parts.items():
-        part = bounds.loc[name].to_dict() | {"paper": float(difference(paper)), "margin": margin} | more[name]
+        part: dict[str, Any] = {str(key): value for key, value in bounds.loc[name].items()}
+        part |= {"paper": float(difference(paper)), "margin": margin} | more[name]
         low, high = part["low"], part["high"]
         said = verdict(low, high, part.get("by_seed", ()), part["paper"], margin)
         part["verdict"] = OPEN if part.get("unfinished") else said

@@ -77,7 +77,7 @@ def intervals(values: xr.DataArray, seed: int = 0, redraws: int = 20_000) -> pd.
     number of replicates; of a single contrast it is the t-interval. A replicate that lacks a contrast is left out of
     all; without two replicates the interval is NaN.
     """
-    known = values.transpose("replicate", ...).to_pandas().dropna()
+    known = pd.DataFrame(values.transpose("replicate", ...).to_pandas()).dropna()
     n, estimate, error = len(known), known.mean(), known.sem()
     critical = np.nan
     if n > 1:
