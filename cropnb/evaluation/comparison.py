@@ -158,7 +158,8 @@ def judge(
 
     if "replicate" in table.dims:
         ended = table.where(~(table.sel(measure="converged", drop=True) == 0))
-        bounds, unfinished = replicates.intervals(stack(table)), stack(ended).isnull() & stack(table).notnull()
+        bounds = replicates.intervals(stack(table))
+        unfinished = stack(table).count("replicate") - stack(ended).count("replicate")
         more = {name: {"unfinished": int(unfinished.sel(part=name).sum())} for name in parts}
         df = bounds["replicates"] - 1
     else:
