@@ -515,7 +515,7 @@ def test_the_manifest_of_the_book_is_good():
         assert "https://github.com/" in dataset.citation
 
 
-# What the book does not take: bands other than B04, B8A, B11 and the scene classification, an empty date, what tools add.
+# What the book does not take: bands other than B04, B8A, B11 and the classification, an empty date, files of tools.
 LEFT_AT_BEZIERS = (
     r"beziers_s2_2018/(AOI/.+|mask/.+|reference_data/(.+\.q..|nomenclature\.csv)|eodata/.+/2018/02/12/.+|"
     r"eodata/.+_B(02|03|08)_10m\.jp2|eodata/.+_B(05|06|07|12)_20m\.jp2)"
