@@ -20,23 +20,7 @@ MAX_CLOUD = 0.08  # mean cloud cover of a used optical acquisition (paper sectio
 # bright cloud for in summer.
 CLOUD_CLASSES = (3, 8, 9, 10, 11)
 MASKED_CLASSES = (0, 1, *CLOUD_CLASSES)  # and nodata, saturated
-_SIGMA0 = "surface_backwards_scattering_coefficient_of_radar_wave"
-FEATURES = {
-    "sar": {
-        "vv_db": {"long_name": "backscatter VV", "standard_name": _SIGMA0, "units": "dB"},
-        "vh_db": {"long_name": "backscatter VH", "standard_name": _SIGMA0, "units": "dB"},
-        "cross_ratio_db": {"long_name": "cross ratio VH - VV", "units": "dB"},
-        "ps": {"long_name": "m-chi single bounce, amplitude", "units": "1"},
-        "pd": {"long_name": "m-chi double bounce, amplitude", "units": "1"},
-        "pv": {"long_name": "m-chi volume scattering, amplitude", "units": "1"},
-        "vv_amplitude": {"long_name": "amplitude VV, after the m-chi window", "units": "1"},
-        "vh_amplitude": {"long_name": "amplitude VH, after the m-chi window", "units": "1"},
-    },
-    "optical": {
-        name: {"long_name": long_name, "standard_name": "surface_bidirectional_reflectance", "units": "1"}
-        for name, long_name in {"red": "red, B4", "narrow_nir": "narrow NIR, B8A", "swir1": "SWIR1, B11"}.items()
-    },
-}
+FEATURES = rasters.FEATURES
 
 
 def find(region_folder: str | Path, max_cloud: float | None = None) -> pd.DataFrame:
@@ -95,9 +79,7 @@ def _radar(folder: Path) -> list[tuple]:
             raise ValueError(
                 f"{path} is not named S1_YYYYMMDDTHHMM and _VV, _VH, _C2 or _FEATURES: rename or remove it."
             )
-        with rasterio.open(path) as file:
-            track = file.tags().get("orbit_track", "")
-        found.setdefault((name[1], track), {})[name[2].lower()] = path
+        found.setdefault((name[1], rasters.track(path)), {})[name[2].lower()] = path
     for (time, _), files in found.items():
         for missing in ({"vv", "vh"} - set(files)) if {"vv", "vh"} & set(files) else ():
             path = folder / f"S1_{time}_{missing.upper()}.tif"
@@ -110,21 +92,20 @@ def _radar(folder: Path) -> list[tuple]:
 
 def _optical(folder: Path) -> list[tuple]:
     """Folders S2_YYYYMMDD of bands as (time, sensor, track, files)."""
-    rows, bands = [], {"scl"}
+    held: dict[Path, dict[str, Path]] = {}
     for scene in sorted(path for path in folder.glob("*/") if not path.name.startswith(".")):
-        name = re.fullmatch(r"S2_(\d{8})(_\w+)?", scene.name)
-        if not name:
+        if not re.fullmatch(r"S2_\d{8}(_\w+)?", scene.name):
             raise ValueError(f"{scene} is not named S2_YYYYMMDD: rename or remove it.")
         places = {band: scene / f"{stem}.tif" for band, stem in rasters.BANDS.items()}
-        rows.append((pd.Timestamp(name[1]), "optical", "", {k: path for k, path in places.items() if path.is_file()}))
-        bands |= rows[-1][3].keys()
-    for time, _, _, files in rows:
+        held[scene] = {band: path for band, path in places.items() if path.is_file()}
+    bands = {"scl"}.union(*held.values())
+    for scene, files in held.items():
         for band in sorted(bands - files.keys()):
-            path = rasters.optical_path(folder.parent, time, band)
-            raise FileNotFoundError(f"{path} is missing: fetch the band or remove {path.parent.name}.")
-    if rows and bands == {"scl"}:
+            path = scene / f"{rasters.BANDS[band]}.tif"
+            raise FileNotFoundError(f"{path} is missing: fetch the band or remove {scene.name}.")
+    if held and bands == {"scl"}:
         raise FileNotFoundError(f"{folder} holds no band but the classification of scenes: fetch the bands.")
-    return rows
+    return [(pd.Timestamp(scene.name[3:11]), "optical", "", files) for scene, files in held.items()]
 
 
 def _check_dates(table: pd.DataFrame, record: Mapping, folder: Path) -> None:

@@ -204,7 +204,7 @@ def optical_reflectance(files: Mapping[str, Path], rows: slice, columns: slice) 
 def _read_bands(path: Path, rows: slice, columns: slice) -> xr.Dataset:
     """Bands (y, x) of a raster by their descriptions."""
     planes = rasters.read(path, Window.from_slices(rows, columns))
-    return xr.Dataset({name: (("y", "x"), plane) for name, plane in planes.items() if name})
+    return xr.Dataset({name: (("y", "x"), plane) for name, plane in planes.items()})
 
 
 def _sar_block(

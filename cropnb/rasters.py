@@ -31,10 +31,24 @@ BANDS = {"red": "B04_10m", "narrow_nir": "B8A_20m", "swir1": "B11_20m", "scl": "
 # x and y of each raster, metres
 SPACING: dict[str, tuple[float, float]] = dict.fromkeys(("vv", "vh"), (2.5, 10))
 SPACING |= dict.fromkeys(("c2", "features", "red"), (10, 10)) | dict.fromkeys(("narrow_nir", "swir1", "scl"), (20, 20))
-NAMES = {
-    "c2": C2,
-    "features": ("vv_db", "vh_db", "cross_ratio_db", "ps", "pd", "pv", "vv_amplitude", "vh_amplitude"),
+_SIGMA0 = "surface_backwards_scattering_coefficient_of_radar_wave"
+FEATURES = {
+    "sar": {
+        "vv_db": {"long_name": "backscatter VV", "standard_name": _SIGMA0, "units": "dB"},
+        "vh_db": {"long_name": "backscatter VH", "standard_name": _SIGMA0, "units": "dB"},
+        "cross_ratio_db": {"long_name": "cross ratio VH - VV", "units": "dB"},
+        "ps": {"long_name": "m-chi single bounce, amplitude", "units": "1"},
+        "pd": {"long_name": "m-chi double bounce, amplitude", "units": "1"},
+        "pv": {"long_name": "m-chi volume scattering, amplitude", "units": "1"},
+        "vv_amplitude": {"long_name": "amplitude VV, after the m-chi window", "units": "1"},
+        "vh_amplitude": {"long_name": "amplitude VH, after the m-chi window", "units": "1"},
+    },
+    "optical": {
+        name: {"long_name": long_name, "standard_name": "surface_bidirectional_reflectance", "units": "1"}
+        for name, long_name in {"red": "red, B4", "narrow_nir": "narrow NIR, B8A", "swir1": "SWIR1, B11"}.items()
+    },
 }
+NAMES = {"c2": C2, "features": tuple(FEATURES["sar"])}
 PIXEL = 10.0  # of the region's grid, metres
 UNITS = {"dB": ("db", "decibel", "decibels"), "1": ("1", "reflectance", "linear")}
 LOOK = 512  # pixels a side of a raster that are looked at
@@ -171,6 +185,12 @@ def read_complex(path: str | Path, window: Window | None = None) -> np.ndarray:
         return file.read(1, window=window) / np.float32(file.tags()["calibration"])
 
 
+def track(path: str | Path) -> str:
+    """Relative orbit that a radar raster names; empty where it names none."""
+    with rasterio.open(path) as file:
+        return file.tags().get("orbit_track", "")
+
+
 def blocks(read: Callable[[slice, slice], np.ndarray], shape: tuple[int, ...], chunk: int) -> da.Array:
     """A lazy array (..., y, x), float32, whose blocks of `chunk` by `chunk` pixels are ``read(rows, columns)``."""
 
@@ -211,8 +231,9 @@ def fault(path: str | Path, kind: str, grid: GeoBox | None = None) -> str:
         if kind in ("vv", "vh", "scl") and (scaled or (kind != "scl" and file.nodata != 0)):
             return "has a scale, an offset or another nodata value than 0, which no file of its kind has: write it anew"
         units = dict(zip(file.descriptions, file.units, strict=True))
-        is_complex, is_whole = file.dtypes[0].startswith("complex"), "int" in file.dtypes[0]
-        if (is_complex and kind not in ("vv", "vh")) or (kind == "scl" and not is_whole):
+        if ("complex" in file.dtypes[0] and kind not in ("vv", "vh")) or (
+            kind == "scl" and "int" not in file.dtypes[0]
+        ):
             return f"is {file.dtypes[0]}: give classes as whole numbers, single-look data as complex, others as real"
         # A coarse look is enough unless it finds nothing.
         looks = [{"shape": tuple(np.minimum(file.shape, LOOK))}, *({"window": w} for _, w in file.block_windows(1))]
@@ -258,7 +279,7 @@ def _doubt(name: str, plane: np.ndarray, stated: str | None) -> str:
 def _planes(path: str | Path, kind: str, **part: Any) -> dict[str, np.ndarray]:
     """Bands of a part, by the names that `_expected` knows."""
     if kind in ("c2", "features"):
-        return {name: plane for name, plane in read(path, **part).items() if name}
+        return read(path, **part)
     if kind in BANDS and kind != "scl":
         return {kind: read_reflectance(path, **part)}
     with rasterio.open(path) as file:  # 0 is no data

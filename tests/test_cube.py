@@ -386,6 +386,14 @@ BAD = {
         lambda r: (r / "optical" / "S2_20170511" / "B8A_20m.tif").unlink(),
         r"S2_20170511/B8A_20m\.tif is missing: fetch the band or remove S2_20170511",
     ),
+    "band missing of a tile": (
+        lambda r: (
+            shutil.copytree(r / "optical" / "S2_20170511", r / "optical" / "S2_20170512_T52UDV")
+            .joinpath("SCL_20m.tif")
+            .unlink()
+        ),
+        r"S2_20170512_T52UDV/SCL_20m\.tif is missing: fetch the band or remove S2_20170512_T52UDV",
+    ),
     "different grid": (move_grid, r"_VH\.tif has bounds and spacing .*: resample it to the region's grid"),
     "different CRS": (
         lambda r: rewrite(r / "optical" / "S2_20170511" / "B04_10m.tif", {"crs": "EPSG:32651"}),

@@ -133,11 +133,9 @@ def _row(path: Path, grid: GeoBox) -> dict:
             time, kind = name.groups()
             if fault := rasters.fault(path, kind.lower()):
                 raise ValueError(f"it {fault}")
-            with rasterio.open(path) as file:
-                tags = file.tags()
             held = np.isfinite(next(iter(rasters.onto(path, grid.zoom_to(max(grid.shape) // 4 or 1)).values())))
             time = pd.Timestamp(time)
-            about = {"time": time, "track": tags.get("orbit_track", ""), "footprint": _outline(held, grid)}
+            about = {"time": time, "track": rasters.track(path), "footprint": _outline(held, grid)}
         elif sensor == "optical":
             about, classes = optical.describe(path, grid)
             about |= {"footprint": _outline(classes > 0, grid), "cloud_cover": acquisitions.cloud_cover(classes)}
@@ -163,10 +161,8 @@ def _place(paths: Sequence[Path], grid: GeoBox, folder: Path) -> None:
     for path in paths[1:]:
         more = rasters.onto(path, grid)
         bands = {name: np.where(np.isnan(plane), more[name], plane) for name, plane in bands.items()}
-    with rasterio.open(paths[0]) as file:
-        track = file.tags().get("orbit_track", "")
     _, time, kind = paths[0].stem.split("_")
     if {"vv_db", "vh_db"} <= set(bands):
         bands.setdefault("cross_ratio_db", bands["vh_db"] - bands["vv_db"])
     path = rasters.radar_path(folder, pd.Timestamp(time), kind)
-    rasters.write(path, bands, grid, "float32", np.nan, orbit_track=track)
+    rasters.write(path, bands, grid, "float32", np.nan, orbit_track=rasters.track(paths[0]))
