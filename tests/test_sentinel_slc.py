@@ -411,7 +411,10 @@ def test_places_that_do_not_fit(product, dem, tmp_path):
         slc.covariance(product, dem, square(CENTRE, 3000))
     with pytest.raises(FileNotFoundError, match=r"none.tif is missing: give an elevation raster that covers the grid"):
         slc.covariance(product, tmp_path / "none.tif", grid)
-    away = CENTRE[0] + 20000, CENTRE[1]
-    elsewhere = write_dem(tmp_path / "elsewhere.tif", away, 600)
+    elsewhere = write_dem(tmp_path / "elsewhere.tif", (CENTRE[0] + 20000, CENTRE[1]), 600)
+    with pytest.raises(ValueError, match=r"has no valid pixel on the grid: choose an acquisition over it"):
+        slc.write(product, elsewhere, square((CENTRE[0] + 20000, CENTRE[1]), 200), tmp_path)
+    assert not list(tmp_path.glob("sar/*"))
+    away = CENTRE[0] + 400_000, CENTRE[1]
     with pytest.raises(ValueError, match=r"misses the grid .* choose an acquisition over it"):
-        slc.covariance(product, elsewhere, square(away, 200))
+        slc.covariance(product, write_dem(tmp_path / "away.tif", away, 600), square(away, 200))

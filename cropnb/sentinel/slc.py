@@ -116,12 +116,11 @@ def covariance(safe: str | Path, dem: str | Path, grid: GeoBox, *, undulation: f
     """
     _check_cover(dem, grid)
     record, swaths = open_product(safe)
-    swaths = _touching(swaths, dem, grid, undulation)
-    if not swaths:
-        wanted = [round(v, 3) for v in transform_bounds(str(grid.crs), "EPSG:4326", *grid.boundingbox)]
+    seen, wanted = describe(Path(safe))["corners"], transform_bounds(str(grid.crs), "EPSG:4326", *grid.boundingbox)
+    if not shapely.Polygon(seen).intersects(shapely.box(*wanted)):
         raise ValueError(
-            f"{Path(safe).name}, seen around {record['footprint']} (latitude,longitude), misses the grid {wanted} "
-            f"(west, south, east, north): choose an acquisition over it."
+            f"{Path(safe).name}, seen around {seen} (longitude, latitude), misses the grid {wanted} "
+            "(west, south, east, north): choose an acquisition over it."
         )
     planes = rasters.blocks(partial(_tile, swaths, dem, grid, undulation), (4, *grid.shape), TILE)
     attrs = {
@@ -179,10 +178,10 @@ def describe(safe: Path) -> dict:
 def open_product(safe: str | Path) -> tuple[dict, list[Swath]]:
     """Attributes and sub-swaths of an IW SLC SAFE, pixels lazily. Raises what `covariance` does of the product."""
     safe = Path(safe)
-    corners = _manifest(safe).findtext(".//{*}coordinates", "an unknown place")
+    _manifest(safe)
     for path in sorted(safe.rglob("*.xml")):
         check_xml(path)
-    attrs = xarray_sentinel.open_sentinel1_dataset(str(safe)).attrs | {"footprint": corners}
+    attrs = xarray_sentinel.open_sentinel1_dataset(str(safe)).attrs
     if (kind := f"{attrs['mode']} {attrs['product_type']}") != "IW SLC":
         raise ValueError(f"{safe} is a product of kind {kind}: choose one of kind IW SLC.")
     swaths = []
@@ -318,27 +317,12 @@ def _check_cover(dem: str | Path, grid: GeoBox) -> None:
         raise ValueError(f"{dem} gives heights in {unit}: bring them to metres.")
 
 
-def _ground(dem: str | Path, grid: GeoBox, undulation: float, void: float = np.nan) -> xr.DataArray:
-    """Earth-fixed coordinates (axis, y, x) in metres of the grid's pixels, `void` the height where the DEM has none."""
+def _ground(dem: str | Path, grid: GeoBox, undulation: float) -> xr.DataArray:
+    """Earth-fixed coordinates (axis, y, x) in metres of the grid's pixels, NaN where the DEM has no height."""
     heights = next(iter(rasters.onto(dem, grid, limits=HEIGHTS).values()))  # outside them lie voids without a tag
-    raster = (wrap_xr(heights, grid) + undulation).fillna(void)
+    raster = wrap_xr(heights, grid) + undulation
     ground = scene.convert_to_dem_ecef(raster.fillna(0), source_crs=str(grid.crs))  # of no height it warns
     return ground.where(np.isfinite(raster))
-
-
-def _touching(swaths: list[Swath], dem: str | Path, grid: GeoBox, undulation: float) -> list[Swath]:
-    """The sub-swaths whose lines and samples the grid may touch, from a coarse raster a little larger than it."""
-    time, delay = look_up(swaths[0].orbit, _ground(dem, grid.zoom_to((16, 16)).pad(1), undulation, void=0))
-    found = []
-    for swath in swaths:
-        line, sample = (position[np.isfinite(delay)] for position in swath.position(time, delay))
-        starts = swath.bursts[0].start, swath.valid[0].min()
-        if line.size and all(
-            place.min() < end and place.max() > start
-            for place, start, end in zip((line, sample), starts, swath.shape, strict=True)
-        ):
-            found.append(swath)
-    return found
 
 
 def _tile(
