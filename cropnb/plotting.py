@@ -157,10 +157,8 @@ def errors(judged: pd.DataFrame, classes: Sequence[str], ax: Axes) -> Axes:
         part = wrong[wrong["true"] == crop]
         ax.plot(part["x"], part["y"], "o", color=colour, ms=4, label=crop)
     for _, block in judged.groupby("block"):
-        at = block["x"].mean(), block["y"].max()
-        ax.annotate(
-            f"{block['right'].mean():.0%}", at, (0, 3), textcoords="offset points", ha="center", fontsize="small"
-        )
+        options = {"ha": "center", "va": "bottom", "fontsize": "small"}
+        ax.text(block["x"].mean(), block["y"].max(), f"{block['right'].mean():.0%}", **options)
     ax.legend(title="true crop, wrong", loc="upper left", bbox_to_anchor=(1.01, 1))
     return kilometres(ax)
 

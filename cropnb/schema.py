@@ -142,9 +142,7 @@ class Measured(_Region):
     undulation: float = 0.0  # metres of the geoid above the ellipsoid, added to the elevation raster's heights
     labels: Labels
     cropland: Place = ""  # raster of cropland; the labelled parcels where empty
-    cropland_codes: list[int] = Field(
-        []
-    )  # its values that are cropland; where empty it is a mask or a fraction, above 0
+    cropland_codes: list[int] = Field([])  # its values that are cropland; a mask or a fraction, above 0, where empty
 
     @model_validator(mode="after")
     def _check(self) -> "Measured":
