@@ -157,7 +157,7 @@ def errors(judged: pd.DataFrame, classes: Sequence[str], ax: Axes) -> Axes:
         part = wrong[wrong["true"] == crop]
         ax.plot(part["x"], part["y"], "o", color=colour, ms=4, label=crop)
     for _, block in judged.groupby("block"):
-        options = {"ha": "center", "va": "bottom", "fontsize": "small"}
+        options: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": "small"}
         ax.text(block["x"].mean(), block["y"].max(), f"{block['right'].mean():.0%}", **options)
     ax.legend(title="true crop, wrong", loc="upper left", bbox_to_anchor=(1.01, 1))
     return kilometres(ax)
