@@ -345,8 +345,8 @@ def test_a_region_of_ones_own_has_its_own_folder_and_leaves_chapters_out(mini):
 def test_pages_name_the_region_of_their_build():
     from render import renamed
 
-    said = "Crops of the simulated twin. On the twin, and in the twin's blocks."
-    assert renamed(said, "mine") == "Crops of mine. In mine, and in mine's blocks."
+    said = "Crops of the simulated twin. On the twin, and in the twin's blocks. A map of the simulated twin of Bei'an."
+    assert renamed(said, "mine") == "Crops of mine. In mine, and in mine's blocks. A map of mine."
 
 
 def test_citations_lead_to_the_pages_own_list_or_to_the_books():

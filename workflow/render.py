@@ -97,7 +97,7 @@ def with_one_set_up(notebook) -> None:
 
 def renamed(text: str, region: str) -> str:
     """A page's words about the twin, for a build of the region of that name."""
-    text = re.sub(r"(the )?simulated twin\b", region, text)
+    text = re.sub(r"(the )?simulated twin\b( of Bei'an)?", region, text)
     text = re.sub(r"\b(O|o)n the twin\b", lambda m: f"{'In' if m[1] == 'O' else 'in'} {region}", text)
     return re.sub(r"\b(the|The) twin\b", region, text)
 
