@@ -540,11 +540,13 @@ def test_the_manifest_of_the_book_says_what_the_sources_say():
         assert not commit or f"commit {commit[:7]}" in dataset.citation
 
 
-@needs_shared
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", load_manifest(MANIFEST).datasets)
 def test_every_dataset_is_there_and_right(name, monkeypatch):
-    monkeypatch.setenv("CROPNB_DATA", str(SHARED))
+    folder = Path(os.environ.get("CROPNB_DATA", SHARED))
+    if not (folder / name).is_dir():
+        pytest.skip(f"needs the dataset {name}: set CROPNB_DATA to the folder of real data")
+    monkeypatch.setenv("CROPNB_DATA", str(folder))
     assert is_available(name, manifest=MANIFEST)
     dataset = load_manifest(MANIFEST).datasets[name]
     paths = fetch(name, manifest=MANIFEST)

@@ -184,10 +184,42 @@ def test_the_audit_finds_wrong_rows_and_wrong_shares(made):
     assert found(audit(wrong, **check), "pixels whose place") == 3
     twice = pd.concat([result, result.iloc[:4]], ignore_index=True)
     assert found(audit(twice, **check), "pixels drawn twice") == 4
+    wheat = result.index[(result["set"] == "test") & (result["crop"] == "wheat")]
+    half = result.drop(wheat[::2]).reset_index(drop=True)
+    assert 0.4 < found(audit(half, **check), "drawn of the asked") < 0.6
     no_wheat = result[(result["set"] != "test") | (result["crop"] != "wheat")].reset_index(drop=True)
     report = audit(no_wheat, **check)
     assert found(report, "drawn of the asked") < 0.1
     assert "difference of a class share from that in all labels" in failed(report)
+
+
+@pytest.mark.parametrize(("edge", "shift"), [("row", 0), ("col", 0), ("row", 1), ("col", 1)])
+def test_the_audit_finds_patches_that_leave_any_edge_of_a_grid_that_is_no_square(made, edge, shift):
+    parcels, labels, result = made
+    narrow = labels.isel(y=slice(0, 150))
+    inside = result[result["row"] < 145]
+    check = {"labels": narrow, "parcels": parcels, "block_size": 400}
+    assert found(audit(inside, **check), "patches that leave the grid") == 0
+    last = narrow["crop"].sizes[{"row": "y", "col": "x"}[edge]] - 1
+    for distance, leaves in ((4, 1), (5, 0)):
+        moved = inside.reset_index(drop=True)
+        moved.loc[0, edge] = abs(shift * last - distance)
+        assert found(audit(moved, **check), "patches that leave the grid") == leaves
+
+
+def test_pixels_near_an_edge_are_left_out_and_counted(made):
+    _, labels, result = made
+    row, col = np.nonzero(labels["crop"].to_numpy() < 255)
+    near = (np.minimum(row, col) < 5) | (np.maximum(row, col) > 194)
+    assert result.attrs["footprint_leaves_the_grid"] == near.sum()
+    assert result[["row", "col"]].to_numpy().min() >= 5
+    assert result[["row", "col"]].to_numpy().max() <= 194
+
+
+def test_a_random_split_has_as_many_of_each_class_and_set(made):
+    parcels, labels, result = made
+    random = random_split(labels, parcels, result, block_size=400, seed=1)
+    pd.testing.assert_frame_equal(*(pd.crosstab(each["set"], each["crop"]) for each in (random, result)))
 
 
 def test_a_larger_patch_needs_a_split_of_its_own(made):

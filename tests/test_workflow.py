@@ -148,13 +148,13 @@ def test_a_killed_build_resumes(mini):
     assert finished.stat().st_mtime_ns == before
 
 
-def test_missing_data_becomes_a_page_that_says_so(mini):
+def test_missing_data_becomes_a_page_that_says_so(mini, monkeypatch):
     code = 'from cropnb import data\ndata.fetch("canada_2017_points")'
     source = write_chapter(mini, "02_second", code, "{datasets: [canada_2017_points]}")
     source.write_text(
         source.read_text().replace("# 02_second", "# 02_second\n\nA question?\nGain {glue:text}`gain:.2f`.")
     )
-    os.environ.pop("CROPNB_DATA", None)
+    monkeypatch.delenv("CROPNB_DATA", raising=False)
     status, _, err = finish(build(mini))
     assert status == 0, err
     page = nbformat.read(mini / "_build/smoke/executed/02_second.ipynb", 4)
