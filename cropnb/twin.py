@@ -70,7 +70,6 @@ def write(
     name: str = "beian_twin",
     centre: Sequence[float] = (126.80, 48.15),
     size: float = 6000,
-    bounds: Sequence[float] | None = None,
     crs: str = "EPSG:32652",
     seed: int = 2017,
     block_size: float = 1000,
@@ -89,9 +88,7 @@ def write(
     Parameters
     ----------
     centre, size
-        Longitude and latitude (degrees) of a square's centre and its side (m), used where `bounds` is None.
-    bounds
-        Left, bottom, right, top in `crs` (m); widened to the 20 m grid.
+        Longitude and latitude (degrees) of a square's centre and its side (m), widened to the 20 m grid.
     block_size
         Interval (m) of the grid that later splits the parcels; only recorded here.
     tracks
@@ -113,10 +110,9 @@ def write(
     _may_replace(folder)
     if abs(sum(crop_shares.values()) - 1) > 1e-6:
         raise ValueError(f"crop_shares sum to {sum(crop_shares.values()):.3f}; change them to sum to 1.")
-    bounds = square(centre, size, crs) if bounds is None else _snap(bounds)
-    left, bottom, right, top = bounds
-    if min(right - left, top - bottom) < 600:
-        raise ValueError(f"A twin of {right - left:g} x {top - bottom:g} m is too small; give 600 m or more.")
+    if size < 600:
+        raise ValueError(f"A twin of {size:g} x {size:g} m is too small; give 600 m or more.")
+    bounds = square(centre, size, crs)
     profiles = crop_profiles.load() if profiles is None else profiles
     # A stream of random numbers for each purpose here and for each date below: a date more changes no other.
     streams = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(4))
@@ -171,18 +167,17 @@ class Scene(NamedTuple):
     signal: np.ndarray  # (object, month, band)
     shift: np.ndarray  # (object), sowing, days
     rho: np.ndarray  # (object), complex correlation of VV and VH
-    bounds: Sequence[float]
+    bounds: tuple[float, float, float, float]
     crs: str
     seed: int
 
     @property
     def grid(self) -> GeoBox:
         """The 10 m grid."""
-        left, bottom, right, top = self.bounds
-        return GeoBox.from_bbox((left, bottom, right, top), self.crs, resolution=PIXEL)
+        return GeoBox.from_bbox(self.bounds, self.crs, resolution=PIXEL)
 
 
-def square(centre: Sequence[float], size: float, crs: str) -> tuple[float, ...]:
+def square(centre: Sequence[float], size: float, crs: str) -> tuple[float, float, float, float]:
     """Bounds (left, bottom, right, top; m) of a square around a longitude and latitude, on a 20 m grid."""
     longitude, latitude = centre
     (x,), (y,) = transform("EPSG:4326", crs, [longitude], [latitude])
@@ -326,11 +321,11 @@ def _seasons(objects: gpd.GeoDataFrame, profiles: xr.Dataset, rng: np.random.Gen
         normals["county_crop"][mine] = np.stack(own, axis=-1)
     seasons = crop_profiles.signals(profiles, crops, normals).sel(band=list(BANDS))
     signal[1:][fields] = seasons.values
-    for cover, means in LAND_COVER.items():
+    for cover, typical in LAND_COVER.items():
         where = np.flatnonzero(covers == cover)
         spread = rng.normal(size=(len(where), 1, len(BANDS)))
         decibel = [band.endswith("_db") for band in BANDS]
-        signal[where] = np.array(means) + spread * np.where(decibel, 0.7, 0.1 * np.array(means))
+        signal[where] = np.array(typical) + spread * np.where(decibel, 0.7, 0.1 * np.array(typical))
     shift = rng.normal(0, SOWING_SHIFT_DAYS, len(covers))
     rho = CORRELATION * np.exp(2j * np.pi * rng.random(len(covers)))
     return months, signal, shift, rho.astype("complex64")
@@ -446,11 +441,6 @@ def _coarsen(values: np.ndarray, rows: int, columns: int | None = None) -> np.nd
     columns = columns or rows
     height, width = values.shape
     return values.reshape(height // rows, rows, width // columns, columns).mean(axis=(1, 3))
-
-
-def _snap(bounds: Sequence[float]) -> tuple[float, ...]:
-    left, bottom, right, top = np.asarray(bounds, dtype=float) / 20
-    return tuple(float(20 * v) for v in (np.floor(left), np.floor(bottom), np.ceil(right), np.ceil(top)))
 
 
 def _may_replace(folder: Path) -> None:

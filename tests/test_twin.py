@@ -118,8 +118,9 @@ def test_parcels_have_the_papers_sizes_and_shares(tmp_path, made_up_profiles):
 
 
 def test_bounds_widen_to_the_20_m_grid(tmp_path, made_up_profiles):
-    folder = write(tmp_path / "region", bounds=(335010, 5334030, 335690, 5334710))
-    assert json.loads((folder / "region.json").read_text())["bounds"] == [335000, 5334020, 335700, 5334720]
+    left, bottom, right, top = json.loads((write(tmp_path / "region", size=690) / "region.json").read_text())["bounds"]
+    assert right - left == top - bottom == 720
+    assert left % 20 == bottom % 20 == 0
 
 
 def test_parcels_lie_inside_the_region_and_its_cropland(region):

@@ -26,6 +26,12 @@ from cropnb.evaluation import replicates
 
 PIXELS = {"train": 4, "validation": 1, "test": 3}  # of a parcel; a batch of training shows one of the four
 WINDOWS = {"centre": 1, "5x5": 5}
+RULES: dict[str, Callable] = {
+    "discriminant": lambda seed: LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+    "forest": lambda seed: RandomForestClassifier(200, random_state=seed),
+    "boosting": lambda seed: HistGradientBoostingClassifier(random_state=seed),
+}
+BASELINES = [*map(", ".join, product(RULES, WINDOWS)), "discriminant, parcel"]
 
 
 def main(number: int, file: Path, plan: dict) -> None:
@@ -70,113 +76,76 @@ class Parcels(batches.PatchDataset):
 
 def run(number: int, plan: dict, done: set[tuple], scratch: Path) -> Iterator[dict]:
     """A cell and its scores, for every baseline and network that is not `done` yet."""
-    seed = 1000 + number
-    region, built = scratch / "region", scratch / "cube.zarr"
+    seed, region, built = 1000 + number, scratch / "region", scratch / "cube.zarr"
     if not built.exists():
         twin.write(region, size=plan["size"], seed=seed, covariance=True)
         cube.build(region, built)
     reference = split.reference(region, min(1000, plan["size"] / 4))
     table = replicates.units(reference, cube.complete(built).values, PIXELS, seed)
-    sets, classes = dict(iter(table.groupby("set"))), list(regions.read_record(region)["crop_shares"])
-    parcels = {f"{name}_parcels": len(rows["parcel_id"].unique()) for name, rows in sets.items()}
-    first = sets["train"][sets["train"]["pick"] == 0]
-    for features, jobs in cells(plan, classes, reference["parcel"].values, seed).items():
-        jobs = {name: job for name, job in jobs.items() if (name[0], features, name[1]) not in done}
-        if not jobs:
+    classes, parcels = list(regions.read_record(region)["crop_shares"]), table.groupby("set")["parcel_id"].nunique()
+    test, first = table[table["set"] == "test"], table[(table["set"] == "train") & (table["pick"] == 0)]
+    for features, wanted in cells(plan).items():
+        left = [(model, treatment) for model, treatment in wanted if (model, features, treatment) not in done]
+        if not left:
             continue
         steps = scenarios.scenario(built, features)
         scaler = scenarios.fit_scaler(steps, first["row"], first["col"], "standard")
         array = samples.materialise(scenarios.scale(steps, scaler))
-        for (model, augmentation), job in jobs.items():
-            cell = {"model": model, "features": features, "augmentation": augmentation, "failed": ""}
-            start = time.process_time()
+        for model, treatment in left:
+            cell, start = {"model": model, "features": features, "augmentation": treatment}, time.process_time()
             try:
-                predicted, further = job(array, sets)
+                if model in BASELINES:
+                    rule, view = model.split(", ")
+                    x, new = (seen(view, array, part, reference["parcel"].values) for part in (first, test))
+                    predicted, course = RULES[rule](seed).fit(x, first["crop"]).predict(new), {}
+                else:
+                    predicted, course = train(model, treatment, array, table, classes, plan, seed)
             except (ArithmeticError, MemoryError, ValueError) as error:
                 yield cell | {"failed": f"{type(error).__name__}: {error}"}
                 continue
-            scores = evaluation.scores(sets["test"]["crop"], predicted, classes).to_dict()
-            scores |= parcels | further | {"seconds": time.process_time() - start}
-            yield cell | {"scores": {name: float(value) for name, value in scores.items()}}
+            scores = evaluation.scores(test["crop"], predicted, classes).to_dict() | course
+            scores |= parcels.add_suffix("_parcels").to_dict() | {"seconds": time.process_time() - start}
+            yield cell | {"failed": "", "scores": {name: float(value) for name, value in scores.items()}}
 
 
-def cells(plan: dict, classes: list[str], parcel: np.ndarray, seed: int) -> dict[str, dict[tuple, Callable]]:
-    """What is to be done for each set of features: (model, augmentation) -> a function of array and sets.
-
-    Baselines see the centre pixel or the mean of a window; the discriminant also the mean of the parcel, which only an
-    oracle of its borders has. Every network has the same batches, the same stopping rule and the same cap.
-    """
-    rules = {
-        "discriminant": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
-        "forest": RandomForestClassifier(200, random_state=seed),
-        "boosting": HistGradientBoostingClassifier(random_state=seed),
-    }
-    views: dict[str, Callable] = {name: window(size) for name, size in WINDOWS.items()}
-    seen = [*product(rules, views), ("discriminant", "parcel")]
-    views["parcel"] = of_parcels(parcel)
-    found: dict[str, dict[tuple, Callable]] = {}
+def cells(plan: dict) -> dict[str, list[tuple[str, str]]]:
+    """Models and treatments for each set of features: every baseline, and what the plan lists of networks."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for entry in plan["cells"]:
-        for features in as_list(entry["features"]):
-            jobs = {(f"{rule}, {view}", "none"): fit(rules[rule], views[view]) for rule, view in seen}
-            found.setdefault(features, jobs)
-            for treatment in as_list(entry.get("augmentation", "none")):
-                for name in entry.get("networks", models.DISPLAY_NAMES):
-                    job = train(name, treatment, classes, plan, seed)
-                    found[features][models.DISPLAY_NAMES[name], treatment] = job
+        given = (entry["features"], entry.get("augmentation", "none"))
+        lists = [value if isinstance(value, list) else [value] for value in given]
+        for features, treatment in product(*lists):
+            networks = [models.DISPLAY_NAMES[name] for name in entry.get("networks", models.DISPLAY_NAMES)]
+            found.setdefault(features, [(name, "none") for name in BASELINES])
+            found[features] += [(name, treatment) for name in networks]
     return found
 
 
-def as_list(value) -> list:
-    """A value or a list of them as a list."""
-    return value if isinstance(value, list) else [value]
-
-
-def fit(rule, view: Callable) -> Callable:
-    """A baseline: predictions of the test pixels, by one pixel of each training parcel."""
-
-    def job(array, sets):
-        first = sets["train"][sets["train"]["pick"] == 0]
-        return rule.fit(view(array, first), first["crop"]).predict(view(array, sets["test"])), {}
-
-    return job
-
-
-def train(name: str, treatment: str, classes: list[str], plan: dict, seed: int) -> Callable:
-    """A network: predictions of the test pixels, the epochs it took, and whether it ended before the cap."""
-
-    def job(array, sets):
-        training.prepare(seed)
-        network = models.get(name)((array.shape[2], 11, 11, 3), len(classes), plan["width"])
-        parcels = Parcels(array, sets["train"], classes, batch_size=plan["batch_size"], seed=seed)
-        data, weights = batches.augment(treatment, parcels, seed=seed)
-        validation, test = (batches.PatchDataset(array, sets[part], classes) for part in ("validation", "test"))
-        options = {"epochs": plan["epochs"], "patience": plan["patience"], "seed": seed, "class_weight": weights}
-        history = training.train(network, data, validation, **options, monitor="val_loss")
-        predicted = np.asarray(classes)[network.predict(test, verbose=0).argmax(axis=1)]
-        return predicted, {"epochs": len(history), "converged": len(history) < plan["epochs"]}
-
-    return job
-
-
-def window(size: int) -> Callable:
-    """Means of a window around each pixel (n, time x 3)."""
-
-    def view(array, table):
-        patches = samples.gather(array, table["row"], table["col"], size)
+def seen(view: str, array: np.ndarray, table: pd.DataFrame, parcel: np.ndarray) -> np.ndarray:
+    """What a baseline sees of each pixel (n, time x 3): itself or the mean of a window, or that of its parcel, which
+    only an oracle of the borders in `parcel (y, x)` has."""
+    if view in WINDOWS:
+        patches = samples.gather(array, table["row"], table["col"], WINDOWS[view])
         return patches.mean(axis=(2, 3)).reshape(len(table), -1)
+    chosen = np.isin(parcel, table["parcel_id"])
+    means = pd.DataFrame(array[chosen].reshape(chosen.sum(), -1)).groupby(parcel[chosen]).mean()
+    return means.loc[table["parcel_id"]].to_numpy()
 
-    return view
 
-
-def of_parcels(parcel: np.ndarray) -> Callable:
-    """Means of the parcel of each pixel (n, time x 3); `parcel (y, x)` has its number."""
-
-    def view(array, table):
-        chosen = np.isin(parcel, table["parcel_id"])
-        means = pd.DataFrame(array[chosen].reshape(chosen.sum(), -1)).groupby(parcel[chosen]).mean()
-        return means.loc[table["parcel_id"]].to_numpy()
-
-    return view
+def train(
+    title: str, treatment: str, array: np.ndarray, table: pd.DataFrame, classes: list[str], plan: dict, seed: int
+) -> tuple[np.ndarray, dict]:
+    """Predicted crops of the test pixels, the epochs a network took, and whether it ended before the common cap."""
+    training.prepare(seed)
+    name = next(key for key, shown in models.DISPLAY_NAMES.items() if shown == title)
+    network, sets = models.get(name)((array.shape[2], 11, 11, 3), len(classes), plan["width"]), table.groupby("set")
+    parcels = Parcels(array, sets.get_group("train"), classes, batch_size=plan["batch_size"], seed=seed)
+    data, weights = batches.augment(treatment, parcels, seed=seed)
+    validation, test = (batches.PatchDataset(array, sets.get_group(part), classes) for part in ("validation", "test"))
+    options = {"epochs": plan["epochs"], "patience": plan["patience"], "seed": seed, "class_weight": weights}
+    history = training.train(network, data, validation, **options, monitor="val_loss")
+    predicted = np.asarray(classes)[network.predict(test, verbose=0).argmax(axis=1)]
+    return predicted, {"epochs": len(history), "converged": len(history) < plan["epochs"]}
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def frame(records: Iterable[Mapping]) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> xr.DataArray:
     """The table of `frame`; what is missing is NaN."""
-    return rows[rows["failed"] == ""].set_index(DIMS)["value"].to_xarray()
+    return xr.DataArray.from_series(rows[rows["failed"] == ""].set_index(DIMS)["value"])
 
 
 def intervals(values: xr.DataArray, seed: int = 0, redraws: int = 20_000) -> pd.DataFrame:
@@ -77,22 +77,24 @@ def intervals(values: xr.DataArray, seed: int = 0, redraws: int = 20_000) -> pd.
     number of replicates; of a single contrast it is the t-interval. A replicate that lacks a contrast is left out of
     all; without two replicates the interval is NaN.
     """
-    known = pd.DataFrame(values.transpose("replicate", ...).to_pandas()).dropna()
-    n, estimate, error = len(known), known.mean(), known.sem()
-    critical = np.nan
+    (name,) = set(values.dims) - {"replicate"}
+    rows = values.transpose("replicate", name).values
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    n, contrasts = rows.shape
+    estimate = rows.mean(axis=0) if n else np.full(contrasts, np.nan)
+    error = half = np.full(contrasts, np.nan)
     if n > 1:
-        critical = student.ppf((1 + LEVEL) / 2, n - 1)
-        if known.shape[1] > 1:
-            critical = max(critical, largest_t(known.corr().fillna(0).to_numpy(), n, seed, redraws))
-    ends = {"low": estimate - critical * error, "high": estimate + critical * error}
-    return pd.DataFrame({"estimate": estimate, **ends, "error": error, "replicates": n})
+        error = rows.std(axis=0, ddof=1) / np.sqrt(n)
+        one = student.ppf((1 + LEVEL) / 2, n - 1)
+        half = error * (max(one, largest_t(rows, seed, redraws)) if contrasts > 1 else one)
+    columns = {"estimate": estimate, "low": estimate - half, "high": estimate + half, "error": error, "replicates": n}
+    return pd.DataFrame(columns, values.indexes[name])
 
 
-def largest_t(correlation: np.ndarray, n: int, seed: int, redraws: int = 20_000) -> float:
-    """95 % point of the largest \\|t\\| over contrasts of `correlation`, each from `n` replicates."""
-    rng = np.random.default_rng(seed)
-    value, vector = np.linalg.eigh(correlation)
-    root = vector * np.sqrt(value.clip(0))
-    normal = rng.standard_normal((redraws, n, len(root))) @ root.T
-    t = normal.mean(axis=1) / (normal.std(axis=1, ddof=1) / np.sqrt(n) + 1e-12)
+def largest_t(rows: np.ndarray, seed: int, redraws: int) -> float:
+    """95 % point of the largest \\|t\\| over Gaussian contrasts that covary as `rows (replicate, contrast)` do."""
+    mixtures = np.random.default_rng(seed).standard_normal((redraws, len(rows), len(rows)))
+    normal = mixtures @ (rows - rows.mean(axis=0))
+    spread = normal.std(axis=1, ddof=1) / np.sqrt(len(rows))
+    t = np.divide(normal.mean(axis=1), spread, out=np.zeros_like(spread), where=spread > 1e-9)
     return float(np.quantile(np.abs(t).max(axis=1), LEVEL))
