@@ -14,10 +14,20 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 
 from cropnb import data, files, flanders, parcels, rasters, split, twin
-from cropnb.schema import Measured, Patches, Points, Region, Simulated, read, read_record, write_record
+from cropnb.schema import Labels, Measured, Patches, Points, Region, Simulated, read, read_record, write_record
 
 # A region is read and made in one place.
-__all__ = ["Measured", "check", "describe", "prepare", "read", "read_record", "write_cropland", "write_record"]
+__all__ = [
+    "Labels",
+    "Measured",
+    "check",
+    "describe",
+    "prepare",
+    "read",
+    "read_record",
+    "write_cropland",
+    "write_record",
+]
 
 log = logging.getLogger(__name__)
 
