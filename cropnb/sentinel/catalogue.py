@@ -87,9 +87,9 @@ class Lock(data.Entry):
     """A lock file: what would be fetched, how large, and for how many days at a speed."""
 
     version: Literal[1]
-    total_bytes: int
-    megabits_per_second: float
-    days: float
+    total_bytes: int = 0
+    megabits_per_second: float = 0
+    days: float = 0
     products: list[Product]
 
 
