@@ -5,8 +5,11 @@ overflow, no figure may lack its text, and axe-core may find no serious fault.
 """
 
 import gzip
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,3 +188,23 @@ def test_a_page_prints_its_article_and_nothing_else(visit, html):
         assert not tab.locator(away).first.is_visible(), away
     assert tab.locator("article img").first.is_visible()
     assert tab.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_sphinx_renders_the_pages_without_jupyter_book(html, tmp_path):
+    """The way out of Jupyter Book 1: Sphinx, MyST-NB and the theme make the same of what it reads."""
+    source = shutil.copytree(html.parent / "book", tmp_path / "source")
+    pages = ["notebooks/05_tcnn", "notebooks/10_feature_comparison", "book/parameters"]
+    listed = "".join(f"- file: {page}\n" for page in pages)
+    (source / "_toc.yml").write_text(f"format: jb-book\nroot: book/index\nchapters:\n{listed}")
+    programs = Path(sys.executable).parent
+    subprocess.run([programs / "jupyter-book", "config", "sphinx", source], check=True, capture_output=True)
+    plain = ["myst_nb", "sphinx_external_toc", "sphinx_togglebutton", "sphinx_copybutton", "sphinx_design"]
+    plain += ["sphinx_book_theme", "sphinx-mathjax-offline", "sphinxcontrib.bibtex", "cropnb_book"]
+    command = [programs / "sphinx-build", "-q", "-D", f"extensions={','.join(plain)}", source, tmp_path / "html"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(source / "book/_ext")}, capture_output=True)
+    parts = re.compile(r"<(?:figure|table|img|h[1-3]|details|pre|div class=\"math|div class=\"cropnb)|\{glue:")
+    for page in pages:
+        ours, theirs = ((folder / f"{page}.html").read_text() for folder in (tmp_path / "html", html))
+        found = [parts.findall(text.partition("<article")[2].partition("</article")[0]) for text in (ours, theirs)]
+        assert len(found[0]) > 5
+        assert found[0] == found[1], page
