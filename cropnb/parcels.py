@@ -37,6 +37,13 @@ class Report:
     counts: pd.Series
     overlaps: pd.DataFrame
 
+    def __getattr__(self, name: str) -> int:
+        """A count by its first words, such as `dropped_parcels` and `reprojected`."""
+        found = self.__dict__.get("counts", pd.Series()).filter(regex=f"^{name.replace('_', ' ')}")
+        if found.empty:
+            raise AttributeError(f"A report counts no {name}.")
+        return int(found.iloc[0])
+
 
 def read(
     path: str | Path,

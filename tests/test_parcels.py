@@ -77,7 +77,9 @@ def test_polygons_are_repaired_or_dropped_and_counted(tmp_path):
     parcels, report = read(saved(frame, tmp_path, "labels.parquet"), crs=CRS, classes=CLASSES)
     assert report.counts["read"] == 17
     assert report.counts["repaired"] == 2
-    assert report.counts["dropped parcels"] == 2
+    assert report.counts["dropped parcels"] == report.dropped_parcels == 2
+    with pytest.raises(AttributeError, match="counts no harvest"):
+        report.harvest  # noqa: B018
     assert report.counts["dropped pieces"] == 2  # the point and line of the collection
     assert len(parcels) == 15
     assert parcels.is_valid.all()
