@@ -124,7 +124,8 @@ def write(
     ids = _rasterise(objects.geometry, bounds)
     months, signal, shift, rho = _seasons(objects, profiles, signal_rng)
     texture = spread * _within_fields([n // FINE for n in ids.shape], len(months), texture_rng)
-    scene = Scene(ids, texture, months, signal, shift + sowing_delay, rho, bounds, crs, seed)
+    grid = GeoBox.from_bbox(bounds, crs, resolution=PIXEL)
+    scene = Scene(ids, texture, months, signal, shift + sowing_delay, rho, grid, seed)
 
     parcels = objects.loc[surveyed, ["crop", "geometry"]].set_crs(crs)
     parcels.insert(0, "parcel_id", np.arange(1, len(parcels) + 1, dtype="int64"))
@@ -167,14 +168,8 @@ class Scene(NamedTuple):
     signal: np.ndarray  # (object, month, band)
     shift: np.ndarray  # (object), sowing, days
     rho: np.ndarray  # (object), complex correlation of VV and VH
-    bounds: tuple[float, float, float, float]
-    crs: str
+    grid: GeoBox  # of 10 m
     seed: int
-
-    @property
-    def grid(self) -> GeoBox:
-        """The 10 m grid."""
-        return GeoBox.from_bbox(self.bounds, self.crs, resolution=PIXEL)
 
 
 def square(centre: Sequence[float], size: float, crs: str) -> tuple[float, float, float, float]:

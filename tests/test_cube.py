@@ -8,6 +8,7 @@ import pytest
 import rasterio
 import xarray as xr
 import zarr
+from odc.geo.geobox import GeoBox
 from sklearn.preprocessing import MinMaxScaler
 
 from cropnb import acquisitions, cube, polarimetry, regions, scenarios, twin
@@ -110,14 +111,13 @@ def test_planted_backscatter_of_a_homogeneous_field_is_recovered(tmp_path):
         signal=np.broadcast_to(planted, (1, 7, 5)),
         shift=np.zeros(1),
         rho=np.zeros(1, "complex64"),
-        bounds=(0, 0, 1200, 1200),
-        crs="EPSG:32652",
+        grid=GeoBox.from_bbox((0, 0, 1200, 1200), "EPSG:32652", resolution=10),
         seed=3,
     )
     for time, track in twin.acquisition_times()[::2]:
         twin._write_radar(tmp_path, time, track, scene)
     twin._write_optical(tmp_path, "2017-06-10", 0.02, scene)
-    record = {"name": "field", "simulated": True, "crs": scene.crs, "bounds": scene.bounds, "pixel_size": 10}
+    record = {"name": "field", "simulated": True, "crs": "EPSG:32652", "bounds": (0, 0, 1200, 1200), "pixel_size": 10}
     (tmp_path / "region.json").write_text(json.dumps(record))
     path = cube.build(tmp_path, tmp_path / "cube.zarr", polarimetric_filter=False)
     sar, optical = (cube.open_cube(path, sensor).compute() for sensor in acquisitions.FEATURES)

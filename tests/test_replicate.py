@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("keras")
 
+import build
 import chapters
 import replicate
 
@@ -108,3 +109,13 @@ def test_every_profile_says_what_its_replicates_need(root):
     profile["replicates"] = {"count": 2}
     with pytest.raises(chapters.ChapterError, match="replicates need batch_size, cells, count, epochs"):
         chapters.check_profile(profile, chapters.all_chapters())
+
+
+def test_a_build_tries_again_what_failed_or_is_damaged(tmp_path):
+    folder = tmp_path / "replicates"
+    folder.mkdir()
+    for name, text in (("0", '{"failed": ""}'), ("1", '{"failed": "killed"}'), ("2", '{"fai')):
+        (folder / f"{name}.json").write_text(text)
+    (folder / "1.part").write_text("{}")
+    build.forget_failures(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["0.json", "1.part"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
+from odc.geo.geobox import GeoBox
 from shapely.geometry import box
 
 from cropnb import acquisitions, cube, profiles, twin
@@ -146,8 +147,7 @@ def test_planted_backscatter_and_correlation_are_in_the_slc(tmp_path):
         signal=signal,
         shift=np.zeros(1),
         rho=np.array([0.3j], "complex64"),
-        bounds=(0, 0, 1000, 1000),
-        crs="EPSG:32652",
+        grid=GeoBox.from_bbox((0, 0, 1000, 1000), "EPSG:32652", resolution=10),
         seed=3,
     )
     twin._write_radar(tmp_path, twin.acquisition_times()[0][0], "A", scene)
