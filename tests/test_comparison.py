@@ -268,7 +268,10 @@ def test_trainings_are_those_of_the_sweep_and_of_the_pages(tmp_path):
         (run / "run.json").write_text(json.dumps(cell))
     failed = str(tmp_path / "runs/conv3dstar/optical+m-chi/none/seed-1")
     asked = [str(tmp_path / f"{name}/optical+m-chi/none/seed-1") for name in ("runs/tcnn", "patch-size/9/tcnn")]
-    sweep = [{"run": failed, "failed": "killed"}, *({"run": run, "failed": ""} for run in asked)]
+    sweep = [
+        {"run": failed, "failed": "killed", "cell": "conv3dstar_1"},
+        *({"run": run, "failed": ""} for run in asked),
+    ]
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     there, absent = comparison.trainings(tmp_path)
     assert there[["network", "folder"]].to_numpy().tolist() == [["TCNN", "runs"], ["TCNN", "9"]]

@@ -2,16 +2,20 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
+import artefacts
 import chapters
 import machine
 import nbformat
+import psutil
 import pytest
 import run_chapter
 
@@ -146,6 +150,122 @@ def test_a_killed_build_resumes(mini):
     assert status == 0, err
     assert "01_first" not in out
     assert finished.stat().st_mtime_ns == before
+
+
+def wait_for(file):
+    deadline = time.monotonic() + 200
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert file.exists()
+
+
+def test_the_lock_is_held_until_the_last_job_ends(mini):
+    """A build that is killed alone finishes what is running; the next one waits for that, and takes it over."""
+    slow = """import os, time
+from pathlib import Path
+Path(build, f"{os.getpid()}.start").touch()
+while not Path("go").exists():
+    time.sleep(0.1)
+Path(build, "number.txt").write_text(str(seed))"""
+    write_chapter(mini, "01_first", slow, "{writes: [number.txt]}")
+    first, made = build(mini), mini / "_build/smoke"
+    while not list(made.glob("*.start")):
+        time.sleep(0.1)
+    first.kill()
+    first.communicate()
+    second = build(mini)
+    assert second.stderr.readline() == "Another build is running in _build/smoke: waiting for its end.\n"
+    (mini / "go").touch()
+    status, out, err = finish(second)
+    assert status == 0, err
+    assert "running   01_first" not in out
+    assert "finished  02_second" in out
+    assert "index.html" not in out  # no page was asked for
+    assert len(list(made.glob("*.start"))) == 1
+
+
+@pytest.mark.parametrize("command", ["build", "rerun"])
+def test_ctrl_c_twice_leaves_nothing_behind(mini, command):
+    slow = 'import os, time\nfrom pathlib import Path\nPath("here").write_text(str(os.getpid()))\ntime.sleep(200)'
+    write_chapter(mini, "01_first", slow, "{writes: [number.txt]}")
+    words = [f"workflow/{command}.py", "--profile", "smoke"]
+    words += ["01_first"] if command == "rerun" else ["--", "_build/smoke/executed/01_first.ipynb"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=mini, env=os.environ | {"PYTHONPATH": str(mini)}, **options
+    )
+    wait_for(mini / "here")
+    time.sleep(0.5)
+    kernel = int((mini / "here").read_text())
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    status, _, err = finish(process)
+    assert status == 130
+    assert err == "\nInterrupted. The same command goes on from here.\n"
+    time.sleep(1)
+    with suppress(psutil.NoSuchProcess):
+        assert psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_results(mini):
+    """Of all processes or a single one, at moments of chance; CROPNB_KILLS=20 tries more of them."""
+    code = (
+        'import time\nfrom pathlib import Path\nnumber = {}\ntime.sleep(1)\nPath(build, "{}").write_text(str(number));'
+    )
+    write_chapter(mini, "01_first", code.format("seed", "number.txt"), "{writes: [number.txt]}")
+    twice = code.format("2 * int(open(f'{build}/number.txt').read())", "twice.txt")
+    write_chapter(mini, "02_second", twice, "{reads: [number.txt], writes: [twice.txt]}")
+    profile, rng, begin = mini / "params/profiles/smoke.yaml", random.Random(2017), time.monotonic()
+    assert finish(build(mini))[0] == 0
+    seconds = time.monotonic() - begin
+    for seed in range(2, 2 + int(os.environ.get("CROPNB_KILLS", "4"))):
+        profile.write_text(re.sub(r"seed: \d+", f"seed: {seed}", profile.read_text()))
+        disturbed = build(mini)
+        time.sleep(rng.uniform(0, seconds))
+        alive = [known := psutil.Process(disturbed.pid), *known.children(recursive=True)]
+        victims = alive if seed % 2 else [rng.choice(alive)]
+        told = [" ".join(victim.cmdline())[-60:] for victim in victims]
+        for victim in victims:
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
+        status, _, err = finish(build(mini))
+        disturbed.communicate()
+        assert status == 0, (told, err)
+        assert (mini / "_build/smoke/number.txt").read_text() == str(seed), told
+        assert (mini / "_build/smoke/twice.txt").read_text() == str(2 * seed), told
+
+
+def test_what_something_else_has_changed_is_made_anew(mini):
+    write_chapter(mini, "02_second", 'assert open(f"{build}/number.txt").read() == "1"', "{reads: [number.txt]}")
+    number = mini / "_build/smoke/number.txt"
+    assert finish(build(mini))[0] == 0
+    number.write_text("1")  # as a chapter that somebody runs again beside the book
+    _, out, _ = finish(build(mini))
+    assert "running" not in out
+    number.write_text("999")  # the same with another value, or half a file
+    status, out, err = finish(build(mini))
+    assert status == 0, err
+    assert "changed   _build/smoke/number.txt, which is not as it was written: 01_first runs anew" in out
+    assert number.read_text() == "1"
+    times = number.stat()
+    number.write_text("7")  # a disk goes bad, and no date tells
+    os.utime(number, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (mini / "_build/smoke/executed/02_second.ipynb").unlink()
+    status, out, err = finish(build(mini))
+    assert status == 0, err
+    assert "changed   _build/smoke/number.txt" in out
+    assert number.read_text() == "1"
+
+
+def test_content_tells_and_not_dates(tmp_path):
+    (tmp_path / "page.md").write_text("old")
+    before = artefacts.content([tmp_path])
+    os.utime(tmp_path / "page.md", (0, 0))
+    assert artefacts.content([tmp_path]) == before
+    (tmp_path / "page.md").write_text("new")
+    os.utime(tmp_path / "page.md", (0, 0))
+    assert artefacts.content([tmp_path]) != before
 
 
 def test_missing_data_becomes_a_page_that_says_so(mini, monkeypatch):

@@ -7,18 +7,23 @@ import argparse
 import fcntl
 import os
 import re
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
+import artefacts
 import chapters as book
+import leash
 import machine
 import yaml
 
 from cropnb import data, project, regions, schema
 
 ROOT = Path(__file__).resolve().parent.parent
+STATUSES = ("executed/*.ipynb", "cells/*.json", "replicates/*.json")  # what says how an execution ended
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
 
 
@@ -39,20 +44,24 @@ def configure(profile: str, region: str) -> tuple[Path, Path]:
     return configuration, build
 
 
-def forget_failures(build: Path) -> None:
-    """Cells that failed, or whose run is gone, are tried again, and the sweep gathered anew; damaged files too."""
-    for page in (build / "executed").glob("*.ipynb"):
-        if not book.recorded(page):
-            page.unlink()
-    for file in (build / "cells").glob("*.json"):
-        status = book.recorded(file)
-        if not status or status["failed"] or not Path(status["run"], "run.json").exists():
+def forget(build: Path, thoroughly: bool = False) -> bool:
+    """Forget what failed, and what is damaged or was changed by something else: it is made anew.
+
+    Returns whether there was any of the second kind.
+    """
+    found = False
+    for file in sorted(file for pattern in STATUSES for file in build.glob(pattern)):
+        known = book.recorded(file)
+        lost = artefacts.changed(book.run_of(known).get("wrote", {}), thoroughly)
+        for name in lost:
+            print(f"  changed   {name}, which is not as it was written: {file.stem} runs anew", flush=True)
+        found |= bool(lost)
+        if lost or not known or known.get("failed"):
             file.unlink()
-            for gathered in (build / "sweep.json", *(build / "cells").glob("*.done")):
-                gathered.unlink(missing_ok=True)
-    for file in (build / "replicates").glob("*.json"):
-        if book.recorded(file).get("failed", "damaged"):
-            file.unlink()
+            if file.parent.name == "cells":
+                for gathered in (build / "sweep.json", *file.parent.glob("*.done")):
+                    gathered.unlink(missing_ok=True)
+    return found
 
 
 class Sweep:
@@ -74,8 +83,7 @@ class Sweep:
 
     def page_seconds(self, network: str) -> float:
         """What the network's own page took, or a minute where it has not run."""
-        page = book.recorded(self.pages[network])
-        return page["metadata"]["cropnb"]["run"]["seconds"] if page else 60.0
+        return book.run_of(book.recorded(self.pages[network])).get("seconds", 60.0)
 
     def follow(self, line: str) -> str:
         """The line, with the time left where it reports a training."""
@@ -87,46 +95,61 @@ class Sweep:
             means[network] = self.page_seconds(network)
         left = sum(means[network] for network in self.waiting.values()) / self.cores / 60
         done = self.total - len(self.waiting)
-        return f"{line.rstrip()}: {done} of {self.total} trainings, about {left:.0f} min left\n"
+        return f"{line}: {done} of {self.total} trainings, about {left:.0f} min left"
 
 
-def make(configuration: Path, build: Path, cores: int, targets=(), options=()) -> int:
-    """Run what is stale, all of the book or some targets, with further options of Snakemake.
-
-    Returns its status; what has failed is said already.
-    """
-    lock = (build / ".lock").open("w")
+def is_free(lock) -> bool:
+    """Take the lock of a build's folder, unless another build has it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"Another build is running in {build}.", file=sys.stderr)
-        return 2
+        return False
     except OSError:  # of NFS without its lock service
-        print(f"The file system of {build} has no locks: take care to run one build at a time.", file=sys.stderr)
+        print(f"The file system of {lock.name} has no locks: run one build at a time.", file=sys.stderr)
+    return True
+
+
+@contextmanager
+def locked(build: Path) -> Iterator:
+    """The lock of a build's folder, as soon as no other build, and nothing that a killed one has left, holds it."""
+    with (build / ".lock").open("w") as lock:
+        for attempt in count():
+            if is_free(lock):
+                break
+            if attempt == 10:
+                print(f"Another build is running in {build}: waiting for its end.", file=sys.stderr, flush=True)
+            time.sleep(0.2)
+        yield lock
+
+
+def make(configuration: Path, build: Path, cores: int, targets=(), options=()) -> int:
+    """Run what is stale, all of the book or some targets, with further options of Snakemake, when nobody else does.
+
+    Returns its status; what has failed is said already.
+    """
+    with locked(build) as lock:
+        words = [*options, "--", *targets]
+        status = _make(configuration, build, cores, words, lock)
+        if status and forget(build, thoroughly=True):  # a file that went bad, and kept its looks
+            return _make(configuration, build, cores, words, lock)
+        return status
+
+
+def _make(configuration: Path, build: Path, cores: int, words: list, lock) -> int:
     for reason in (build / "failed").glob("*.txt"):
         reason.unlink()
-    forget_failures(build)
+    forget(build)
     sweep = Sweep(configuration, build, cores)
     begin = time.perf_counter()
     # Snakemake's own lock outlives a killed build; ours does not, so its is switched off.
     command = [*SNAKEMAKE, "--configfile", configuration, "--cores", str(cores), "--quiet", "rules", "host", "reason"]
-    command += ["--scheduler", "greedy", "--nolock", "--rerun-incomplete", "--keep-going", *options, "--", *targets]
-    os.environ.pop("SNAKEMAKE_PROFILE", None)  # a profile is given to a build after --
+    command += ["--scheduler", "greedy", "--nolock", "--rerun-incomplete", "--keep-going", *words]
     log = build / "build.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        try:
-            for line in process.stdout:
-                file.write(line)
-                file.flush()  # `make status` reads it
-                if line.startswith("  ") and not line.startswith("   "):  # the chapters' own lines
-                    print(sweep.follow(line), end="", flush=True)
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
-            return 130
-    if status:
+    process = leash.start(command, lock, log)
+    for line in leash.lines(process, log):
+        if line.startswith("  ") and not line.startswith("   "):  # the chapters' own lines
+            print(sweep.follow(line), flush=True)
+    if status := process.returncode:
         print(f"\nNot finished ({time.perf_counter() - begin:.0f} s).", file=sys.stderr)
         reasons = sorted((build / "failed").glob("*.txt"))
         for reason in reasons:
@@ -158,6 +181,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("options", nargs="*", help="of Snakemake, after --, such as -- --executor slurm")
     arguments, configuration, build = arguments_of(parser)
+    leash.until_interrupted()
     try:
         if arguments.region:  # what can be said at once is not said after hours
             profile = yaml.safe_load(configuration.read_text())
@@ -171,7 +195,9 @@ def main() -> int:
     begin = time.perf_counter()
     status = make(configuration, build, arguments.cores, options=arguments.options)
     if status == 0:
-        print(f"Done in {time.perf_counter() - begin:.0f} s. Open {(build / 'html/index.html').resolve()}")
+        whole = not any(Path(word).is_relative_to(build) for word in arguments.options)  # no part was asked for
+        pages = f" Open {(build / 'html/index.html').resolve()}" * whole
+        print(f"Done in {time.perf_counter() - begin:.0f} s.{pages}")
     return status
 
 

@@ -153,6 +153,11 @@ def recorded(file: Path) -> dict:
         return {}
 
 
+def run_of(record: dict) -> dict:
+    """What an executed notebook, or the status of a cell, says of its run."""
+    return record.get("metadata", {}).get("cropnb", {}).get("run", record)
+
+
 def load(source: Path) -> Chapter:
     """The chapter of a source file."""
     declared = read_notebook(source).metadata.get("cropnb", {})

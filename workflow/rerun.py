@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import chapters as book
+import leash
 import yaml
 from build import arguments_of, make
 from run_cells import note
@@ -55,6 +56,7 @@ def main() -> int:
     parser.add_argument("chapter", help="such as 05_tcnn")
     parser.add_argument("parameters", nargs="*", metavar="name=value", help="parameters that differ from the profile's")
     arguments, configuration, build = arguments_of(parser)
+    leash.until_interrupted()
     prepare_environment()
     try:
         chapter, profile = find(arguments.chapter), yaml.safe_load(configuration.read_text())
@@ -77,10 +79,11 @@ def main() -> int:
     if not chapter.network:
         beside(build, folder, chapter.writes)
         given["build"] = str(folder)
-    joins = chapter.network and not set(differing) - set(COMPARABLE)
+    joins = chapter.network and differing and not set(differing) - set(COMPARABLE)
     if joins:
-        cell = book.cell_of(chapter, {name: given[name] for name in COMPARABLE}, profile)
-        order = cell.order(profile, book.all_chapters())
+        known, cell = book.all_chapters(), book.cell_of(chapter, {name: given[name] for name in COMPARABLE}, profile)
+        cell = next((other for other in book.cells(profile, known) if other.run == cell.run), cell)
+        order = cell.order(profile, known)
         os.environ["CROPNB_ORDERED"] = "1"
     elif chapter.network and "folder" not in asked:
         given["folder"] = "reruns/runs"

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import artefacts
 from chapters import load, recorded
 from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
@@ -28,7 +29,8 @@ def finished(status: Path, cell: dict) -> bool:
 def note(status: Path, network: str, cell: dict, seconds: float, failed: str = "") -> None:
     """Leave the status of a cell that was executed as ordered."""
     known = {"cell": cell["name"], "network": network, "run": cell["run"], "code": cell["code"]}
-    files.write_json(status, known | {"seconds": seconds, "failed": failed})
+    wrote = artefacts.stamps([] if failed else [Path(cell["run"])])
+    files.write_json(status, known | {"seconds": seconds, "failed": failed, "wrote": wrote})
 
 
 def main(source: Path, marker: Path, cells: list[dict]) -> None:

@@ -19,9 +19,10 @@ from pathlib import Path
 from tempfile import gettempdir
 from uuid import uuid4
 
+import artefacts
 import nbformat
 import papermill
-from chapters import ROOT, ChapterError, check_parameters, defaults, load, notebook_of
+from chapters import ROOT, Cell, ChapterError, check_parameters, defaults, load, notebook_of
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.utils import run_sync
@@ -87,7 +88,7 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out:
         (output.parent.parent / folder).mkdir(parents=True, exist_ok=True)
     failed = output.parent.parent / "failed" / output.name
     reason = failed.with_suffix(".txt")
-    started, begin = datetime.now(UTC), time.perf_counter()
+    started, begin, chapter = datetime.now(UTC), time.perf_counter(), load(source)
     notebook = notebook_of(source, without)
     if kernel is not None:
         notebook.cells.insert(0, nbformat.v4.new_code_cell("get_ipython().reset()"))
@@ -119,12 +120,17 @@ def execute(source: Path, output: Path, parameters: dict, kernel=None, left_out:
         notebook = without_results(notebook_of(source, without), title, "\n\n".join(missing))
     else:
         environment = ast.literal_eval(notebook.cells.pop().outputs[-1].data["text/plain"])
+    given = defaults(source) | parameters
+    wrote = [Path(given["build"], name) for name in chapter.writes]
+    if chapter.network and project.ordered():
+        wrote.append(Path(Cell("", chapter, given).run))
     notebook.metadata.setdefault("cropnb", {})["run"] = {
-        "parameters": defaults(source) | parameters,
+        "parameters": given,
         "date": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - begin, 1),
         **environment,
         "missing": missing[:1],
+        "wrote": artefacts.stamps(wrote),
         "without": list(without),
     }
     nbformat.write(notebook, failed)

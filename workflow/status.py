@@ -1,15 +1,15 @@
 """What of a build is done, running, stale, failed or still to do: `make status`."""
 
 import argparse
-import fcntl
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import artefacts
 import chapters as book
 import yaml
-from build import SNAKEMAKE, arguments_of
+from build import SNAKEMAKE, arguments_of, is_free
 
 from cropnb import project
 
@@ -29,13 +29,7 @@ def waiting(configuration: Path) -> dict[str, str]:
 def is_building(build: Path) -> bool:
     """Whether a build holds the lock of its folder."""
     with (build / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            return False
-    return False
+        return not is_free(lock)
 
 
 def state(name: str, build: Path, stale: dict[str, str], building: bool) -> tuple[str, str]:
@@ -50,7 +44,9 @@ def state(name: str, build: Path, stale: dict[str, str], building: bool) -> tupl
         return "to do", "its notebook is damaged" * executed.exists()
     if name in stale:
         return "stale", WHY.get(stale[name], "what it reads has changed")
-    run = book.recorded(executed)["metadata"]["cropnb"]["run"]
+    run = book.run_of(book.recorded(executed))
+    if artefacts.changed(run.get("wrote", {})):
+        return "stale", "what it wrote was changed by something else"
     return "done", f"{run['seconds']:.0f} s" + "".join(f", but: {missing}" for missing in run["missing"])
 
 

@@ -226,7 +226,8 @@ def trainings(build: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     found = pd.concat(whole, ignore_index=True)
     sweep = json.loads(Path(build, "sweep.json").read_text(encoding="utf-8"))
     absent, names = missing(sweep, found["path"]), found["path"].map(run_name)
-    asked = names.isin([run_name(cell["run"]) for cell in sweep])
+    old = all("cell" in cell for cell in sweep)  # an older build lists no pages, and takes all of its runs
+    asked = names.isin([run_name(cell["run"]) for cell in sweep]) | old
     there = found[asked & ~names.isin(absent["run"])].assign(network=found["model"].map(models.DISPLAY_NAMES))
     there.attrs["strangers"] = int((~asked).sum())
     return there, absent
