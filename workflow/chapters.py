@@ -63,47 +63,8 @@ class ChapterError(ValueError):
     """A chapter or a profile that cannot be used, said in one sentence."""
 
 
-# What numbers of these names may be, in every chapter that takes them: least, most (None: no limit).
-RANGES: dict[str, tuple[float, float | None]] = {
-    "seed": (0, 2**32 - 1),
-    "width": (0.01, 8),
-    "patch": (3, 63),
-    "batch_size": (1, None),
-    "epochs": (1, None),
-    "patience": (1, None),
-    "passes": (1, None),
-    "unlabelled": (100, None),
-    "train_samples": (16, None),
-    "validation_samples": (16, None),
-    "test_samples": (16, None),
-    "replicates": (2, None),
-    "redraws": (2, None),
-    "draws": (1, None),
-    "forest_draws": (1, None),
-    "counties": (1, None),
-    "trees": (1, None),
-    "folds": (2, None),
-    "cuts": (2, None),
-    "copies": (1, None),
-    "within": (0, 0.5),
-    "candidates": (1, None),
-    "tuning_folds": (1, None),
-    "workers": (1, None),
-    "per_parcel": (1, None),
-    "pixels": (1, None),
-    "patches": (1, None),
-    "integrated_patches": (1, None),
-    "path_steps": (1, None),
-    "bins": (2, None),
-    "tile": (32, None),
-    "window": (1, 31),
-    "looks": (1, None),
-    "max_cloud": (0, 1),
-    "fraction": (0.001, 1),
-    "level": (0.5, 0.999),
-    "keep": (0.01, 1),
-    "share": (0, 0.9),
-}
+# What numbers of these names may be, in every chapter that takes them: least, most.
+RANGES: dict[str, list[float]] = yaml.safe_load((ROOT / "params/ranges.yaml").read_text())
 PLAN = {"count", "size", "width", "batch_size", "epochs", "patience", "cells"}  # what a profile says of its replicates
 ALL = ("train_samples", "validation_samples", "test_samples")  # where 0 takes every sample
 SHARED = re.compile(r"^```\{include\} (\S+)\n```$", re.MULTILINE)
@@ -183,49 +144,35 @@ def all_chapters() -> list[Chapter]:
     return [load(source) for source in table_of_contents()]
 
 
-def _imported(tree: ast.AST, package: str = "") -> set[str]:
-    """Names of the helper module that code imports; relative ones count from its `package`."""
+@cache
+def _imported(code: str) -> frozenset[str]:
+    """Names of the helper module that code imports."""
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(_plain(code))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*parts, *filter(None, [node.module])])
-            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] == "cropnb"}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return frozenset(name for name in names if name.split(".")[0] == "cropnb")
 
 
-@cache
-def _module_files(name: str) -> frozenset[Path]:
-    """Files of a ``cropnb`` module and of every ``cropnb`` module it imports."""
-    base = ROOT.joinpath(*name.split("."))
-    file = next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()), None)
-    if file is None:  # a name inside a module
-        return frozenset()
-    found, waiting = {file}, [(file, name)]
-    while waiting:  # modules may import each other in circles, inside functions
-        file, name = waiting.pop()
-        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-        for imported in _imported(ast.parse(file.read_text()), package):
-            base = ROOT.joinpath(*imported.split("."))
-            for other in (base.with_suffix(".py"), base / "__init__.py"):
-                if other.exists() and other not in found:
-                    found.add(other)
-                    waiting.append((other, imported))
-    return frozenset(found)
+def _plain(code: str) -> str:
+    """Code without what only IPython understands."""
+    return "\n".join(line for line in code.splitlines() if not line.startswith(("%", "!")))
 
 
 def helper_files(source: Path) -> list[str]:
-    """The files of the helper module that a chapter or script uses: when one changes, what they make is stale."""
-    code = source.read_text()
-    if source.suffix == ".md":
-        cells = [cell.source for cell in read_notebook(source).cells if cell.cell_type == "code"]
-        code = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!")))
-    files = set()
-    for name in _imported(ast.parse(code)):
-        files |= _module_files(name)
-    return sorted(str(file.relative_to(ROOT)) for file in files)
+    """The files of the helper module that a chapter uses: when one changes, the chapter is stale."""
+    waiting = {
+        name for cell in read_notebook(source).cells if cell.cell_type == "code" for name in _imported(cell.source)
+    }
+    found = set()
+    while waiting:
+        base = ROOT.joinpath(*waiting.pop().split("."))
+        new = {file for file in (base.with_suffix(".py"), base / "__init__.py") if file.exists()} - found
+        found |= new
+        waiting |= {name for file in new for name in _imported(file.read_text())}
+    return sorted(str(file.relative_to(ROOT)) for file in found)
 
 
 def batches(cells: list[Cell], size: int = 4) -> dict[str, list[Cell]]:
@@ -239,7 +186,7 @@ def batches(cells: list[Cell], size: int = 4) -> dict[str, list[Cell]]:
 
 def _meaning(code: str) -> str:
     """Code without comments, layout and docstrings: what a change of can change a result."""
-    tree = ast.parse("\n".join(line for line in code.splitlines() if not line.startswith(("%", "!"))))
+    tree = ast.parse(_plain(code))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
