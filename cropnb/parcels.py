@@ -32,10 +32,27 @@ LISTED = 40  # names that a sentence lists
 
 @dataclass(frozen=True)
 class Report:
-    """What `read` found and changed: `counts` in words, and each pair of parcels with two crops for one place."""
+    """What `read` found and changed; `overlaps` names each pair of parcels with two crops for one place."""
 
-    counts: pd.Series
+    read: int
+    crs: str
+    reprojected: int
+    left_out: int
+    repaired: int
+    dropped_parcels: int
+    dropped_pieces: int
+    duplicates: int
+    outside: int
+    same_crop_overlaps: int
     overlaps: pd.DataFrame
+    per_class: dict[str, int]
+
+    @property
+    def counts(self) -> pd.Series:
+        """Everything that is counted, in words."""
+        found = vars(self) | {"overlaps": len(self.overlaps), f"reprojected from {self.crs}": self.reprojected}
+        words = {name.replace("_", " "): n for name, n in found.items() if name not in ("crs", "reprojected")}
+        return pd.Series(words | words.pop("per class"), name="count").rename_axis("parcels")
 
     def __getattr__(self, name: str) -> int:
         """A count by its first words, such as `dropped_parcels` and `reprojected`."""
@@ -112,25 +129,27 @@ def read(
     _check_numbers(parcels, path, classes, int((~inside).sum()))
     overlaps, same = _overlaps(parcels)
     _check_background(parcels, overlaps, path)
-    own = ":".join(frame.crs.to_authority() or (frame.crs.name,))
-    changed = {
-        "left out": int((~kept).sum()),
-        "repaired": repaired,
-        "dropped parcels": int((~found).sum()),
-        "dropped pieces": pieces,
-        "duplicates": int(twice.sum()),
-        "outside": int((~inside).sum()),
-        "same crop overlaps": same,
-        "overlaps": len(overlaps),
-        f"reprojected from {own}": len(frame) if frame.crs != crs else 0,
-    }
-    if any(changed.values()):
-        words = "; ".join(f"{name} {n}" for name, n in changed.items() if n)
+    report = Report(
+        read=len(frame),
+        crs=":".join(frame.crs.to_authority() or (frame.crs.name,)),
+        reprojected=len(frame) if frame.crs != crs else 0,
+        left_out=int((~kept).sum()),
+        repaired=repaired,
+        dropped_parcels=int((~found).sum()),
+        dropped_pieces=pieces,
+        duplicates=int(twice.sum()),
+        outside=int((~inside).sum()),
+        same_crop_overlaps=same,
+        overlaps=overlaps,
+        per_class={crop: int((parcels["crop"] == crop).sum()) for crop in classes},
+    )
+    changed = report.counts.drop(["read", *classes]).loc[lambda counts: counts > 0]
+    if len(changed):
+        words = "; ".join(f"{name} {n}" for name, n in changed.items())
         log.warning("%s, %d parcels: %s", path, len(frame), words)
     for pair in overlaps.head(LISTED).itertuples(index=False):
         log.warning("%s: parcels %d (%s) and %d (%s) overlap by %.0f m2, which nobody gets", path, *pair)
-    counts = {"read": len(frame)} | changed | {crop: int((parcels["crop"] == crop).sum()) for crop in classes}
-    return parcels, Report(pd.Series(counts, name="count").rename_axis("parcels"), overlaps)
+    return parcels, report
 
 
 def labelled(folder: str | Path) -> tuple[gpd.GeoDataFrame, xr.Dataset]:
