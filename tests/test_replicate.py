@@ -117,5 +117,5 @@ def test_a_build_tries_again_what_failed_or_is_damaged(tmp_path):
     for name, text in (("0", '{"failed": ""}'), ("1", '{"failed": "killed"}'), ("2", '{"fai')):
         (folder / f"{name}.json").write_text(text)
     (folder / "1.part").write_text("{}")
-    build.forget_failures(tmp_path)
+    build.forget(tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == ["0.json", "1.part"]
