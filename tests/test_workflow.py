@@ -18,6 +18,7 @@ import nbformat
 import psutil
 import pytest
 import run_chapter
+import yaml
 
 from cropnb import plotting
 
@@ -721,3 +722,11 @@ def test_parameters_and_set_up_are_one_cell():
     assert first.source == "\n\n".join(code[:2])
     assert second.source == code[2]
     assert first.metadata["mystnb"]["code_prompt_show"] == "Set-up"
+
+
+def test_a_page_that_is_left_out_is_no_run_that_is_missing():
+    """A network that a region's dates cannot feed was never asked for."""
+    found, profile = chapters.all_chapters(), yaml.safe_load(Path("params/profiles/smoke.yaml").read_text())
+    everything = chapters.pages(profile, found)
+    fewer = chapters.pages(profile | {"lacks": {"cnn3d2d": "too few dates"}}, found)
+    assert set(everything) - set(fewer) == {run for run in everything if "cnn3d2d" in run} != set()

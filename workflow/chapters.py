@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -351,13 +351,14 @@ def cells(profile: dict, chapters: list[Chapter]) -> list[Cell]:
                 raise ChapterError(f"the sweep names '{network}'; networks are {', '.join(by_network)}.")
             cell = cell_of(by_network[network], dict(zip(varied, values, strict=True)), profile)
             found.setdefault(cell.run, cell)
-    own = pages(profile, by_network.values())
+    own = pages(profile, list(by_network.values()))
     return [cell for run, cell in found.items() if run not in own]
 
 
-def pages(profile: dict, chapters: Iterable[Chapter]) -> list[str]:
-    """The runs that networks' own pages write."""
-    return [cell_of(chapter, {}, profile).run for chapter in chapters if chapter.network]
+def pages(profile: dict, chapters: list[Chapter]) -> list[str]:
+    """The runs that networks' own pages write, of those that are not left out for the region."""
+    away = left_out(chapters, profile.get("lacks", {}))
+    return [cell_of(each, {}, profile).run for each in chapters if each.network and each.name not in away]
 
 
 def cell_of(chapter: Chapter, own: dict[str, object], profile: dict) -> Cell:
