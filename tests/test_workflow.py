@@ -726,7 +726,7 @@ def test_parameters_and_set_up_are_one_cell():
 
 def test_a_page_that_is_left_out_is_no_run_that_is_missing():
     """A network that a region's dates cannot feed was never asked for."""
-    found, profile = chapters.all_chapters(), yaml.safe_load(Path("params/profiles/smoke.yaml").read_text())
+    found, profile = chapters.all_chapters(), yaml.safe_load(chapters.Path("params/profiles/smoke.yaml").read_text())
     everything = chapters.pages(profile, found)
     fewer = chapters.pages(profile | {"lacks": {"cnn3d2d": "too few dates"}}, found)
     assert set(everything) - set(fewer) == {run for run in everything if "cnn3d2d" in run} != set()
