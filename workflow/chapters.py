@@ -162,10 +162,11 @@ def _plain(code: str) -> str:
 
 
 def helper_files(source: Path) -> list[str]:
-    """The files of the helper module that a chapter uses: when one changes, the chapter is stale."""
-    waiting = {
-        name for cell in read_notebook(source).cells if cell.cell_type == "code" for name in _imported(cell.source)
-    }
+    """The files of the helper module that a chapter or a script uses: when one changes, it is stale."""
+    code = [source.read_text()]
+    if source.suffix == ".md":
+        code = [cell.source for cell in read_notebook(source).cells if cell.cell_type == "code"]
+    waiting = {name for part in code for name in _imported(part)}
     found = set()
     while waiting:
         base = ROOT.joinpath(*waiting.pop().split("."))
