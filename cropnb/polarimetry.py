@@ -5,6 +5,7 @@ and gives in blocks exactly what it gives in one piece. NaN spreads to every ave
 on one thread each and free the interpreter lock: dask's threads are the parallelism.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,7 +140,7 @@ def shannon_entropy(c2: xr.Dataset) -> xr.Dataset:
     s, polarised = _polarised(c2)
     unpolarised = 1 - (polarised / s.s1) ** 2  # 0 for a single look, whose entropy is NaN
     parts = {
-        "intensity": 2 * np.log(np.pi * np.e * s.s1 / 2),
+        "intensity": 2 * np.log(np.pi * math.e * s.s1 / 2),
         "polarimetry": np.log(unpolarised.where(unpolarised > 0)),
     }
     return _described(parts, "Shannon entropy, {}")
