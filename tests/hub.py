@@ -169,7 +169,7 @@ def test_a_reader_runs_a_chapter(hub, tab, repository, home):
     assert [text for text in prompts.all_text_contents() if not re.fullmatch(r"\[\d+\]:", text)] == []
     table = notebook.locator("table").filter(has_text="overall_accuracy")
     assert re.search(r"overall_accuracy\s*[01]\.\d+", table.text_content())
-    assert (build / "runs/tcnn/optical+m-chi/none/seed-2017/run.json").exists()
+    assert (build / "reruns/runs/tcnn/optical+m-chi/none/seed-2017/run.json").exists()
 
     tab.keyboard.press("Control+s")
     expect(tab.locator(".jp-mod-dirty")).to_have_count(0)
